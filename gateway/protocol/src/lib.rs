@@ -1,1 +1,32 @@
-//! placeholder
+//! Centrifuge client protocol v2: its messages and the two encodings of them, for both sides of a connection.
+//!
+//! Bytes come in and messages come out, or the other way round. There is no socket, no clock and no policy here; what a
+//! command is worth is decided by the session.
+//!
+//! A WebSocket frame carries one or more messages: JSON texts separated by a newline, or Protobuf messages each behind
+//! its varint length. The gateway decodes [`Command`]s and encodes [`Reply`]s, a client does the reverse.
+//!
+//! Fields which the gateway has no use for (map subscriptions, shared poll, tag filters, compression dictionaries) are
+//! absent from the types: they are skipped on input, like any unknown field, and never sent.
+
+#![forbid(unsafe_code)]
+
+mod messages;
+
+pub use messages::{
+    ClientInfo, Command, Connect, ConnectRequest, ConnectResult, Disconnect, Error, HistoryRequest, HistoryResult,
+    Join, Leave, Message, PingRequest, PingResult, PresenceRequest, PresenceResult, PresenceStatsRequest,
+    PresenceStatsResult, Publication, PublishRequest, PublishResult, Push, PushBody, Refresh, RefreshRequest,
+    RefreshResult, Reply, ReplyBody, Request, RpcRequest, RpcResult, SendRequest, StreamPosition, SubRefreshRequest,
+    SubRefreshResult, Subscribe, SubscribeRequest, SubscribeResult, Unsubscribe, UnsubscribeRequest, UnsubscribeResult,
+};
+
+/// How messages are written, fixed for the life of a connection by the WebSocket subprotocol.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Encoding {
+    /// Text frames, messages separated by a newline. Application payloads are JSON values, embedded in place.
+    #[default]
+    Json,
+    /// Binary frames, each message behind its length as a varint. Application payloads are any bytes.
+    Protobuf,
+}
