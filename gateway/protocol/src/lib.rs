@@ -11,8 +11,19 @@
 
 #![forbid(unsafe_code)]
 
+mod decode;
+mod encode;
+mod error;
+mod json;
+mod limits;
 mod messages;
+mod protobuf;
+mod variants;
 
+pub use decode::{Commands, Replies, decode_commands, decode_replies};
+pub use encode::{encode_command, encode_publication, encode_reply, frame_payload};
+pub use error::{DecodeError, EncodeError};
+pub use limits::Limits;
 pub use messages::{
     ClientInfo, Command, Connect, ConnectRequest, ConnectResult, Disconnect, Error, HistoryRequest, HistoryResult,
     Join, Leave, Message, PingRequest, PingResult, PresenceRequest, PresenceResult, PresenceStatsRequest,
