@@ -6,6 +6,23 @@
 //! A WebSocket frame carries one or more messages: JSON texts separated by a newline, or Protobuf messages each behind
 //! its varint length. The gateway decodes [`Command`]s and encodes [`Reply`]s, a client does the reverse.
 //!
+//! ```
+//! use bytes::Bytes;
+//! use protocol::{Encoding, Limits, Reply, decode_commands, encode_reply, frame_payload};
+//!
+//! let frame = Bytes::from_static(br#"{"id":1,"connect":{"name":"js"}}"#);
+//! for command in decode_commands(Encoding::Json, &frame, &Limits::default()) {
+//!     assert_eq!(command?.id, 1);
+//! }
+//! let mut out = Vec::new();
+//! encode_reply(Encoding::Json, &Reply::default(), &mut out)?;
+//! assert_eq!(frame_payload(Encoding::Json, &out), b"{}"); // a ping
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! In reading order: `messages` has the types, `limits` and `error` what can go wrong, `decode` and `encode` the frames;
+//! `variants` is the table of what an envelope may carry, `json` and `protobuf` are the two encodings.
+//!
 //! Fields which the gateway has no use for (map subscriptions, shared poll, tag filters, compression dictionaries) are
 //! absent from the types: they are skipped on input, like any unknown field, and never sent.
 

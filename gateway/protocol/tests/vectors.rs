@@ -10,10 +10,10 @@ use protocol::*;
 fn command(text: &str, command: Command) {
     let frame = Bytes::copy_from_slice(text.as_bytes());
     let read: Vec<_> = decode_commands(Encoding::Json, &frame, &Limits::default()).map(Result::unwrap).collect();
-    assert_eq!(read, [command.clone()]);
     let mut out = Vec::new();
     encode_command(Encoding::Json, &command, &mut out).unwrap();
     assert_eq!(String::from_utf8(out).unwrap(), format!("{text}\n"));
+    assert_eq!(read, [command]);
 }
 
 /// The reply is written as this text, and a client reads it so.
@@ -376,8 +376,8 @@ fn protobuf_bytes() {
     let connect = request(1, Request::Connect(ConnectRequest::default()));
     let frame = Bytes::from_static(&[0x04, 0x08, 0x01, 0x22, 0x00]);
     let read: Vec<_> = decode_commands(Encoding::Protobuf, &frame, &Limits::default()).map(Result::unwrap).collect();
-    assert_eq!(read, [connect.clone()]);
     let mut out = Vec::new();
     encode_command(Encoding::Protobuf, &connect, &mut out).unwrap();
     assert_eq!(out, frame);
+    assert_eq!(read, [connect]);
 }
