@@ -1,0 +1,351 @@
+//! A gateway process: started on free loopback ports, killed when dropped, its log shown when the test fails.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::DEADLINE;
+use crate::api::Api;
+use crate::client::Client;
+use crate::turn::Turn;
+
+/// The server API key of [`CONFIG`].
+pub const API_KEY: &str = "test-api-key-0123456789";
+
+/// The HMAC secret of [`CONFIG`].
+pub const SECRET: &str = "test-hmac-secret-0123456789abcdef";
+
+/// A configuration with a namespace for every need of the tests. Scenarios that need other limits add theirs.
+pub const CONFIG: &str = include_str!("gateway.toml");
+
+/// [`CONFIG`] with these lines added to one of its sections.
+///
+/// # Panics
+///
+/// When there is no such section.
+pub fn config_with(section: &str, lines: &str) -> String {
+    let header = format!("[{section}]\n");
+    assert!(CONFIG.contains(&header), "the configuration has no section {section}");
+    CONFIG.replacen(&header, &format!("{header}{lines}\n"), 1)
+}
+
+/// The path of a program of this workspace, beside the running test.
+///
+/// # Panics
+///
+/// When it was not built: `tests/run` builds every program before the tests.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of a running test is known");
+    let profile = test.parent().and_then(Path::parent).expect("a test runs from target/<profile>/deps");
+    let path = profile.join(name);
+    assert!(path.is_file(), "{} is missing: run tests/run, or build it with this test's profile", path.display());
+    path
+}
+
+/// A command for the gateway program without any `EVENKEEL_` variable of the surroundings.
+pub fn command() -> Command {
+    let mut command = Command::new(program("gateway"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("EVENKEEL_") || name == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs the gateway program to its end with these arguments.
+pub fn run_to_end(arguments: &[&str]) -> Output {
+    command().args(arguments).output().expect("the gateway program can be started")
+}
+
+/// What to start.
+pub struct Builder {
+    dir: TempDir,
+    config: Option<String>,
+    command: Command,
+}
+
+/// A running gateway.
+pub struct Gateway {
+    process: Arc<Mutex<Process>>,
+    exit: watch::Receiver<Option<ExitStatus>>,
+    pid: Pid,
+    public: String,
+    internal: String,
+    stdout: Vec<String>,
+    dir: TempDir,
+    _turn: Turn,
+}
+
+/// The child, and whether it was waited for (its process id may belong to someone else after that).
+struct Process {
+    child: Child,
+    reaped: bool,
+}
+
+impl Gateway {
+    /// A gateway with this TOML configuration; `{dir}` in it becomes the directory of the files of [`Builder::file`].
+    pub fn with(config: &str) -> Builder {
+        Builder { config: Some(config.to_owned()), ..Self::without_config() }
+    }
+
+    /// A gateway without a configuration file.
+    pub fn without_config() -> Builder {
+        let dir = tempfile::Builder::new().prefix("evenkeel-test-").tempdir().expect("a temporary directory");
+        let mut command = command();
+        command.args(["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"]);
+        Builder { dir, config: None, command }
+    }
+
+    /// A gateway with [`CONFIG`].
+    pub fn start() -> Self {
+        Self::with(CONFIG).start()
+    }
+
+    /// The URL for WebSocket clients.
+    pub fn url(&self) -> &str {
+        &self.public
+    }
+
+    /// `host:port` of the public listener.
+    pub fn public_address(&self) -> &str {
+        address(&self.public)
+    }
+
+    /// `http://host:port` of the public listener.
+    pub fn public_http(&self) -> String {
+        format!("http://{}", self.public_address())
+    }
+
+    /// `http://host:port` of the internal listener.
+    pub fn internal_http(&self) -> &str {
+        &self.internal
+    }
+
+    /// `host:port` of the internal listener.
+    pub fn internal_address(&self) -> &str {
+        address(&self.internal)
+    }
+
+    /// The server API with the key of [`CONFIG`].
+    pub fn api(&self) -> Api {
+        Api::new(format!("{}/api", self.public_http()), API_KEY)
+    }
+
+    /// A new JSON connection, not yet connected in the sense of the protocol.
+    pub async fn open(&self) -> Client {
+        Client::open(self.url()).await
+    }
+
+    /// A new JSON connection on which `connect` has succeeded for this user.
+    pub async fn connect(&self, user: &str) -> Client {
+        let mut client = self.open().await;
+        client.connect_as(user).await;
+        client
+    }
+
+    /// The lines that the gateway has written to standard output until it was ready.
+    pub fn stdout(&self) -> &[String] {
+        &self.stdout
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    /// The path of a file beside the configuration.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Replaces the configuration file. It is read again at a [`Gateway::hang_up`].
+    pub fn rewrite_config(&self, config: &str) {
+        write_config(self.dir.path(), config);
+    }
+
+    /// Everything the gateway has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Asks the gateway to drain and stop.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Asks the gateway to stop, as Ctrl-C does.
+    pub fn interrupt(&self) {
+        self.signal(Signal::SIGINT);
+    }
+
+    /// Asks the gateway to read its configuration again.
+    pub fn hang_up(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
+    /// Waits until the process has ended and returns its exit code; a signal that ended it is a negative number.
+    ///
+    /// # Panics
+    ///
+    /// When it still runs at the deadline.
+    pub async fn exit_code(&self) -> i32 {
+        let mut exit = self.exit.clone();
+        let status = crate::within("the gateway's end", exit.wait_for(Option::is_some)).await;
+        let status = status.ok().and_then(|status| *status).expect("the waiting thread tells the status");
+        status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&self) -> bool {
+        self.exit.borrow().is_none()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = lock(&self.process);
+        assert!(!process.reaped, "the gateway has ended already; its log:\n{}", self.log());
+        kill(self.pid, signal).expect("a child can be signalled");
+    }
+}
+
+impl Builder {
+    /// Adds a command line argument.
+    #[must_use]
+    pub fn arg(mut self, argument: &str) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Adds a file beside the configuration.
+    #[must_use]
+    pub fn file(self, name: &str, text: &str) -> Self {
+        fs::write(self.dir.path().join(name), text).expect("the temporary directory is writable");
+        self
+    }
+
+    /// Starts the process and waits until it accepts connections.
+    ///
+    /// # Panics
+    ///
+    /// With its log, when it ends or stays silent.
+    pub fn start(mut self) -> Gateway {
+        let turn = Turn::take();
+        if let Some(config) = &self.config {
+            self.command.arg("--config").arg(write_config(self.dir.path(), config));
+        }
+        let log = self.dir.path().join("log");
+        self.command.stdout(Stdio::piped()).stderr(File::create(&log).expect("the temporary directory is writable"));
+        let mut child = self.command.spawn().expect("the gateway program can be started");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id fits"));
+        let lines = read_lines(child.stdout.take().expect("standard output is a pipe"));
+        let process = Arc::new(Mutex::new(Process { child, reaped: false }));
+        let exit = watch_exit(Arc::clone(&process), pid);
+        let mut gateway = Gateway {
+            process,
+            exit,
+            pid,
+            public: String::new(),
+            internal: String::new(),
+            stdout: Vec::new(),
+            dir: self.dir,
+            _turn: turn,
+        };
+        gateway.wait_until_ready(&lines);
+        gateway
+    }
+}
+
+impl Gateway {
+    fn wait_until_ready(&mut self, lines: &mpsc::Receiver<String>) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.public.is_empty() || self.internal.is_empty() {
+            let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => panic!("the gateway was not ready within {DEADLINE:?}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("the gateway ended before it was ready"),
+            };
+            if let Some(url) = line.strip_prefix("listening public=") {
+                self.public = url.to_owned();
+            } else if let Some(url) = line.strip_prefix("listening internal=") {
+                self.internal = url.to_owned();
+            }
+            self.stdout.push(line);
+        }
+        self.stdout.extend(lines.try_iter());
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        {
+            let mut process = lock(&self.process);
+            if !process.reaped {
+                // An error would only say that it has just ended by itself.
+                let _ended_meanwhile = process.child.kill();
+            }
+        }
+        if thread::panicking() {
+            eprintln!("---- log of gateway {} ----\n{}---- end of log ----", self.pid, self.log());
+        }
+    }
+}
+
+fn write_config(dir: &Path, config: &str) -> PathBuf {
+    let path = dir.join("gateway.toml");
+    let text = config.replace("{dir}", &dir.display().to_string());
+    fs::write(&path, text).expect("the temporary directory is writable");
+    path
+}
+
+fn address(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+fn lock(process: &Mutex<Process>) -> MutexGuard<'_, Process> {
+    process.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads lines on a thread, to the end: a full pipe would stop the gateway.
+fn read_lines(stdout: ChildStdout) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            // The receiver is gone once the gateway is ready; later lines are of no interest.
+            let _nobody_listens = sender.send(line);
+        }
+    });
+    receiver
+}
+
+/// Waits for the end without reaping, then reaps under the lock, so that no signal can ever reach a reused id.
+fn watch_exit(process: Arc<Mutex<Process>>, pid: Pid) -> watch::Receiver<Option<ExitStatus>> {
+    let (sender, receiver) = watch::channel(None);
+    thread::spawn(move || {
+        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).is_err() {}
+        let mut process = lock(&process);
+        process.reaped = true;
+        sender.send_replace(process.child.wait().ok());
+    });
+    receiver
+}

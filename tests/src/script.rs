@@ -1,0 +1,53 @@
+//! Runs the scenario scripts of `tests/sdk` with the interpreters that `tests/run` installed.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::gateway::{API_KEY, Gateway, SECRET};
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn tool(path: &str) -> PathBuf {
+    let path = directory().join(".tools").join(path);
+    assert!(path.exists(), "{} is missing: tests/run installs it", path.display());
+    path
+}
+
+/// Runs a script of `tests/sdk/js` in Node against this gateway.
+///
+/// # Panics
+///
+/// With the script's report, when a scenario failed.
+pub fn node(gateway: &Gateway, arguments: &[&str]) {
+    let scripts = directory().join("sdk/js");
+    assert!(scripts.join("node_modules/centrifuge").exists(), "the npm packages are missing: tests/run installs them");
+    run(gateway, Command::new(tool("bin/node")).current_dir(scripts).args(arguments));
+}
+
+/// Runs a script of `tests/sdk/python` against this gateway.
+///
+/// # Panics
+///
+/// With the script's report, when a scenario failed.
+pub fn python(gateway: &Gateway, arguments: &[&str]) {
+    let scripts = directory().join("sdk/python");
+    run(gateway, Command::new(tool("venv/bin/python")).arg("-B").current_dir(scripts).args(arguments));
+}
+
+fn run(gateway: &Gateway, command: &mut Command) {
+    let output = command
+        .env("EVENKEEL_TEST_WS", gateway.url())
+        .env("EVENKEEL_TEST_API", format!("{}/api", gateway.public_http()))
+        .env("EVENKEEL_API_KEY", API_KEY)
+        .env("EVENKEEL_TOKEN_HMAC_SECRET", SECRET)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    let report = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    print!("{report}");
+    assert!(output.status.success(), "{command:?} failed\n{report}\n{errors}");
+    assert!(report.lines().any(|line| line.starts_with("ok ")), "no scenario ran\n{report}\n{errors}");
+}
