@@ -43,7 +43,8 @@ pub enum Input {
         result: Result<SubscriptionGrant, TokenError>,
     },
     /// Answer to [`Output::Join`]. When it is `Ok`, the driver delivers the channel's later publications to this
-    /// connection, after the outputs of this very call.
+    /// connection, after the outputs of this very call. It is due even when the session has closed meanwhile: the
+    /// session then leaves the channel again.
     Joined {
         /// The channel, as the hub interned it (the session keeps this copy).
         channel: ChannelName,
@@ -80,7 +81,8 @@ pub enum Input {
         /// The page.
         result: Result<HistoryPage, OperationError>,
     },
-    /// The server API subscribes this connection to a channel.
+    /// The server API subscribes this connection to a channel. Ignored where it cannot be done: already subscribed, too
+    /// many channels, unknown namespace, expired.
     ServerSubscribe(Box<ServerSubscribe>),
     /// The server API (or an operator) ends a subscription; ignored when there is none. `code` is in 2000..=2999.
     ServerUnsubscribe {
@@ -113,7 +115,7 @@ pub enum Input {
 }
 
 /// Everything a session can ask of its driver.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Output {
     /// Send one reply or push, after everything sent before.
     Send(Reply),
@@ -145,7 +147,8 @@ pub enum Output {
         /// Who it is.
         info: Arc<ClientInfo>,
     },
-    /// Add presence (if asked), then join the channel in the hub. Answer: [`Input::Joined`].
+    /// Add presence (if asked), then join the channel in the hub. Answer: [`Input::Joined`]. When it fails half-way the
+    /// driver leaves the presence entry alone; the session asks for its removal by a `Leave` with `hub: false`.
     Join(Join),
     /// Leave a channel.
     Leave {

@@ -7,6 +7,9 @@ use std::time::Duration;
 pub struct Tick(pub u64);
 
 impl Tick {
+    /// Beyond every deadline.
+    pub(crate) const NEVER: Self = Self(u64::MAX);
+
     /// This tick moved into the future; saturates.
     pub fn after(self, delay: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)))

@@ -1,0 +1,11 @@
+//! The session as a table of inputs and a table of outputs, in wire JSON where there is a wire form.
+
+mod connect;
+mod expiry;
+mod harness;
+mod lifecycle;
+mod operations;
+mod property;
+mod server;
+mod size;
+mod subscribe;
