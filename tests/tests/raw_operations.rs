@@ -34,7 +34,7 @@ async fn health_and_metrics_are_internal() {
     let text = get(&gateway, "/metrics").await.text;
     for (line, value) in [
         ("gateway_connections ", 1.0),
-        ("gateway_connects_total{result=\"ok\"}", 1.0),
+        ("gateway_connects_total{result=\"established\"}", 1.0),
         ("gateway_deliveries_total", 1.0),
         ("gateway_publish_seconds_count", 1.0),
         ("gateway_backplane_up", 1.0),

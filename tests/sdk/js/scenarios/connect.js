@@ -45,7 +45,7 @@ export const scenarios = [
       const calls = new Counter();
       const { client, events } = await world.client({
         claims: { ttl: -5 },
-        getToken: () => {
+        getToken: async () => {
           calls.add();
           return world.backend.connectionToken({ sub: world.user('ann') });
         },
@@ -62,7 +62,7 @@ export const scenarios = [
       const calls = new Counter();
       const { client, events } = await world.client({
         claims: { ttl: 2 },
-        getToken: () => {
+        getToken: async () => {
           calls.add();
           return world.backend.connectionToken({ sub: world.user('ann'), ttl: 2 });
         },
