@@ -79,7 +79,7 @@ async fn http_statuses() {
     let deep = format!("{{\"channel\":\"bare:a\",\"data\":{}1{}}}", "[".repeat(20_000), "]".repeat(20_000));
     let answer = send(api.post("publish").body(deep)).await;
     assert_eq!(answer.status, 400, "deeply nested: {answer:?}");
-    let answer = send(api.post("publish").body(vec![b' '; 64 << 20])).await;
+    let answer = send(api.post("publish").body(vec![b' '; (1 << 20) + 1])).await;
     assert_eq!(answer.status, 413, "{answer:?}");
     // Unknown fields are ignored and the content type is not looked at.
     let body = json!({ "channel": "bare:a", "data": 1, "surprise": {} }).to_string();
@@ -108,16 +108,19 @@ async fn errors_come_as_200_or_as_statuses_when_asked_for() {
         ("subscribe", json!({ "user": "ann", "channel": "nosuch:a" }), 102, "unknown channel", 404),
         ("rpc", json!({ "method": "nosuch" }), 104, "method not found", 404),
     ] {
-        let expected = json!({ "code": code, "message": message });
         let answer = api.call(method, body.clone()).await;
-        assert_eq!(answer, json!({ "error": expected }), "{method} {body}");
+        let error = &answer["error"];
+        assert_eq!(
+            (answer.as_object().map(serde_json::Map::len), &error["code"]),
+            (Some(1), &json!(code)),
+            "{method} {body}"
+        );
+        // A detail may follow the text of the protocol.
+        assert!(error["message"].as_str().is_some_and(|text| text.starts_with(message)), "{method} {body}: {answer}");
         let request = api.post(method).header("X-Centrifugo-Error-Mode", "transport").body(body.to_string());
-        let answer = send(request).await;
-        assert_eq!((answer.status, answer.json()), (status, expected), "{method} {body}");
+        let bare = send(request).await;
+        assert_eq!((bare.status, &bare.json()), (status, error), "{method} {body}");
     }
-    let gateway = Gateway::with(&config_with("api", "error_mode = \"transport\"")).start();
-    let body = json!({ "channel": "nosuch:a", "data": 1 }).to_string();
-    assert_eq!(send(gateway.api().post("publish").body(body)).await.status, 404);
 }
 
 #[tokio::test]

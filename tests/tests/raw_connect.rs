@@ -127,6 +127,17 @@ fn forged_body(exp: i64) -> String {
 }
 
 #[tokio::test]
+async fn an_error_that_may_pass_is_temporary() {
+    // Nobody listens on port 1, so the keys cannot be fetched: not the client's fault, and worth another try.
+    let gateway = Gateway::with(&config_with("client.token", "jwks_url = \"http://127.0.0.1:1/keys\"")).start();
+    let mut client = gateway.open().await;
+    let header = json!({ "alg": "RS256", "kid": "key-1" });
+    let token = tokens::sign(&header, &json!({ "sub": "ann", "exp": now() + 600 }), SECRET);
+    let reply = client.call(json!({ "connect": { "token": token } })).await;
+    assert_eq!(reply["error"], json!({ "code": 100, "message": "internal server error", "temporary": true }));
+}
+
+#[tokio::test]
 async fn anonymous_clients_are_welcome_only_when_asked_for() {
     let gateway = Gateway::with(&config_with("client", "allow_anonymous = true")).start();
     let mut client = gateway.open().await;

@@ -120,7 +120,7 @@ async fn the_environment_sets_any_key() {
 
 #[tokio::test]
 async fn a_drain_closes_everyone_with_1001_and_ends_with_success() {
-    let gateway = Gateway::with(&format!("[drain]\nwindow = \"0s\"\n{CONFIG}")).start();
+    let gateway = Gateway::with(&format!("[drain]\ngrace_accept = \"0s\"\nwindow = \"0s\"\n{CONFIG}")).start();
     let mut clients = Vec::new();
     for n in 0..20 {
         let mut client = gateway.connect(&format!("user-{n}")).await;
@@ -146,7 +146,7 @@ async fn an_interrupt_drains_too_and_without_connections_it_ends_at_once() {
 
 #[tokio::test]
 async fn during_a_long_drain_readiness_is_false_and_a_second_signal_ends_it() {
-    let gateway = Gateway::with(&format!("[drain]\nwindow = \"10m\"\n{CONFIG}")).start();
+    let gateway = Gateway::with(&format!("[drain]\ngrace_accept = \"0s\"\nwindow = \"10m\"\n{CONFIG}")).start();
     let mut clients = Vec::new();
     for n in 0..10 {
         clients.push(gateway.connect(&format!("user-{n}")).await);
