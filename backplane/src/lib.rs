@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod coverage;
 pub mod types;
 
 use std::future::Future;
