@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod coverage;
+pub mod memory;
 pub mod types;
 
 use std::future::Future;
