@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 pub mod coverage;
 pub mod memory;
 pub mod types;

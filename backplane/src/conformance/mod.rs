@@ -1,0 +1,176 @@
+//! The suite that every backplane implementation passes.
+//!
+//! An implementation provides a [`Factory`] and expands [`conformance_tests!`](crate::conformance_tests) in a test
+//! target, which makes one named test per case; or it awaits [`run_all`]. Each case is a public function of the factory,
+//! makes its own backplane and channels, and returns a [`Violation`] that says which promise is broken.
+//!
+//! The suite assumes what the trait promises and no more: offsets increase but need not be contiguous, the first
+//! publication of a channel may not know its predecessor, deliveries arrive later, and the age of a publication is only
+//! bounded (readable at least `ttl` after it was published, at most `ttl` after the last one).
+
+mod bench;
+mod coverage;
+mod expiry;
+mod history;
+mod names;
+mod presence;
+mod publish;
+mod recorder;
+mod stream;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use coverage::*;
+pub use expiry::*;
+pub use history::*;
+pub use names::*;
+pub use presence::*;
+pub use publish::*;
+pub use recorder::Recorder;
+pub use stream::*;
+
+use crate::Backplane;
+
+/// Makes backplanes for the suite, and knows their time and faults.
+pub trait Factory: Send + Sync {
+    /// The implementation under test.
+    type Backplane: Backplane;
+
+    /// A backplane that is connected and ready, without a sink. It may share its server with others: the cases use
+    /// random channel names.
+    fn create(&self) -> impl Future<Output = Arc<Self::Backplane>> + Send;
+
+    /// Lets time pass by which the backplane ages its data: a manual clock is advanced, a real server is waited for.
+    fn wait(&self, time: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Ends when an expected delivery is given up: some seconds of real time. An implementation that delivers before
+    /// `publish` returns may end it at once.
+    fn patience(&self) -> impl Future<Output = ()> + Send;
+
+    /// Makes the backplane lose all streams, as after a restart without persistence, and returns when it works again.
+    fn lose_data(&self, backplane: &Self::Backplane) -> impl Future<Output = ()> + Send;
+
+    /// A history TTL that this implementation supports and that a test may wait for.
+    fn short_ttl(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+
+    /// How much later than promised something may still be readable: the granularity of the implementation's expiry.
+    fn expiry_slack(&self) -> Duration {
+        Duration::from_millis(500)
+    }
+}
+
+/// A broken promise, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation(String);
+
+impl Violation {
+    pub(crate) fn new(what: String) -> Self {
+        Self(what)
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+/// What a case returns.
+pub type CaseResult = Result<(), Violation>;
+
+/// Runs every case, one after another, and returns the first violation with the name of its case.
+pub async fn run_all<F: Factory>(factory: &F) -> CaseResult {
+    crate::__conformance_cases!(run(factory));
+    Ok(())
+}
+
+/// The one list of cases, handed to the arm `@mode` of [`conformance_tests!`](crate::conformance_tests).
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_cases {
+    ($mode:ident ($($arguments:tt)*)) => {
+        $crate::conformance_tests! { @$mode ($($arguments)*);
+            deliveries_come_in_order
+            offsets_increase_in_one_epoch
+            content_travels_unchanged
+            unsubscribed_channels_get_nothing
+            subscribe_is_acknowledged
+            subscribing_twice_delivers_once
+            channels_are_independent
+            concurrent_publishers_keep_the_chain
+            presence_events_reach_subscribers
+            publishing_without_history_has_no_position
+            skipping_history_leaves_the_stream_alone
+            repeats_publish_nothing
+            idempotency_is_per_channel
+            repeats_without_history_publish_nothing
+            old_versions_are_skipped
+            version_epochs_are_compared
+            history_reads_forward
+            history_reads_backward
+            history_reads_from_a_position
+            history_reads_the_position_only
+            history_of_an_unused_channel_is_a_position
+            history_is_trimmed_to_its_size
+            positions_come_in_the_order_asked_for
+            removing_history_keeps_epoch_and_top
+            covered_at_the_top
+            covered_at_a_retained_entry
+            covered_before_the_oldest_entry
+            not_covered_when_trimmed
+            not_covered_beyond_the_top
+            not_covered_in_another_epoch
+            unknown_epoch_compares_offsets
+            not_covered_when_cut_by_the_limit
+            not_covered_without_a_position
+            not_covered_after_removal
+            publications_live_as_long_as_promised
+            publications_expire_after_the_last
+            epoch_and_top_outlive_publications
+            forgotten_streams_reuse_no_position
+            lost_streams_reuse_no_position
+            presence_adds_and_removes
+            presence_replaces_an_entry
+            presence_counts_users
+            presence_is_per_channel
+            presence_holds_many_members
+            every_legal_name_works
+            similar_names_are_different_channels
+        }
+    };
+}
+
+/// Makes one `#[test]` per case of the suite: `conformance_tests!(factory expression, runner)`, where the runner takes
+/// a future, blocks until it is ready and returns its output.
+#[macro_export]
+macro_rules! conformance_tests {
+    (@run ($factory:expr); $($case:ident)*) => {
+        $(
+            $crate::conformance::$case($factory)
+                .await
+                .map_err(|violation| $crate::conformance::Violation::new(format!("{}: {violation}", stringify!($case))))?;
+        )*
+    };
+    (@each ($factory:expr, $run:expr); $($case:ident)*) => {
+        $(
+            #[test]
+            fn $case() {
+                let factory = $factory;
+                let outcome: $crate::conformance::CaseResult = ($run)($crate::conformance::$case(&factory));
+                if let Err(violation) = outcome {
+                    panic!("{violation}");
+                }
+            }
+        )*
+    };
+    ($factory:expr, $run:expr) => {
+        $crate::__conformance_cases! { each ($factory, $run) }
+    };
+}
