@@ -85,7 +85,7 @@ pub struct Gateway {
     pid: Pid,
     public: String,
     internal: String,
-    stdout: Vec<String>,
+    lines: mpsc::Receiver<String>,
     dir: TempDir,
     _turn: Turn,
 }
@@ -157,9 +157,19 @@ impl Gateway {
         client
     }
 
-    /// The lines that the gateway has written to standard output until it was ready.
-    pub fn stdout(&self) -> &[String] {
-        &self.stdout
+    /// The next line of standard output, after those about the listeners, that contains this text.
+    ///
+    /// # Panics
+    ///
+    /// When there is none by the deadline.
+    pub fn stdout_line(&self, text: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let line = self.next_line(deadline);
+            if line.contains(text) {
+                return line;
+            }
+        }
     }
 
     /// The process id.
@@ -266,32 +276,34 @@ impl Builder {
             pid,
             public: String::new(),
             internal: String::new(),
-            stdout: Vec::new(),
+            lines,
             dir: self.dir,
             _turn: turn,
         };
-        gateway.wait_until_ready(&lines);
+        gateway.wait_until_ready();
         gateway
     }
 }
 
 impl Gateway {
-    fn wait_until_ready(&mut self, lines: &mpsc::Receiver<String>) {
+    fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + DEADLINE;
         while self.public.is_empty() || self.internal.is_empty() {
-            let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => panic!("the gateway was not ready within {DEADLINE:?}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("the gateway ended before it was ready"),
-            };
+            let line = self.next_line(deadline);
             if let Some(url) = line.strip_prefix("listening public=") {
                 self.public = url.to_owned();
             } else if let Some(url) = line.strip_prefix("listening internal=") {
                 self.internal = url.to_owned();
             }
-            self.stdout.push(line);
         }
-        self.stdout.extend(lines.try_iter());
+    }
+
+    fn next_line(&self, deadline: Instant) -> String {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => panic!("the gateway did not print what was expected in time"),
+            Err(RecvTimeoutError::Disconnected) => panic!("the gateway ended, or closed its output"),
+        }
     }
 }
 
@@ -326,12 +338,12 @@ fn lock(process: &Mutex<Process>) -> MutexGuard<'_, Process> {
     process.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads lines on a thread, to the end: a full pipe would stop the gateway.
+/// Reads lines on a thread, whether or not they are asked for.
 fn read_lines(stdout: ChildStdout) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            // The receiver is gone once the gateway is ready; later lines are of no interest.
+            // Read to the end also when nobody listens any more: a full pipe would stop the gateway.
             let _nobody_listens = sender.send(line);
         }
     });

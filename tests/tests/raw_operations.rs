@@ -55,9 +55,8 @@ async fn health_and_metrics_are_internal() {
 #[tokio::test]
 async fn dev_mode_prints_what_one_needs_and_lets_anyone_chat() {
     let gateway = Gateway::without_config().arg("--dev").start();
-    let stdout = gateway.stdout().join("\n") + &gateway.log();
-    assert!(stdout.contains(gateway.url()), "the WebSocket URL is printed:\n{stdout}");
-    let curl = stdout.lines().find(|line| line.contains("curl ")).unwrap_or_else(|| panic!("no curl line:\n{stdout}"));
+    gateway.stdout_line(gateway.url());
+    let curl = gateway.stdout_line("curl ");
     assert!(curl.contains("/api/publish") && curl.contains("X-API-Key"), "{curl}");
     // Anonymous, any channel, with history and presence.
     let mut client = gateway.open().await;
@@ -72,6 +71,14 @@ async fn dev_mode_prints_what_one_needs_and_lets_anyone_chat() {
     assert_eq!(history["history"]["publications"][0]["data"], json!({ "text": "hi" }), "{history}");
     let stats = client.call(json!({ "presence_stats": { "channel": "anything" } })).await;
     assert_eq!(stats["presence_stats"], json!({ "num_clients": 1, "num_users": 1 }));
+    // The line for the shell works as it is printed.
+    let mut lobby = gateway.open().await;
+    lobby.call(json!({ "connect": {} })).await;
+    lobby.subscribe("chat:lobby").await;
+    let output = std::process::Command::new("sh").arg("-c").arg(&curl).output().expect("a shell");
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && answer.contains("\"offset\":1"), "{curl}: {output:?}");
+    lobby.publication("chat:lobby").await;
     // The demo page needs nothing from outside.
     let page = send(gateway.api().get(&gateway.public_http())).await;
     assert_eq!(page.status, 200, "{page:?}");
