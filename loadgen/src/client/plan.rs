@@ -1,0 +1,175 @@
+//! What a client is to do, settled before it starts.
+
+use std::time::Duration;
+
+use protocol::Encoding;
+
+use crate::schedule::Schedule;
+use crate::target::{Sources, Target};
+use crate::token::Tokens;
+
+/// Everything the workers need to know.
+pub struct Plan {
+    /// The server's WebSocket endpoint.
+    pub target: Target,
+    /// Encoding of all connections.
+    pub encoding: Encoding,
+    /// Tokens of the subscribers.
+    pub tokens: Tokens,
+    /// Names of the channels.
+    pub channels: Vec<String>,
+    /// Who subscribes to what.
+    pub layout: Layout,
+    /// Source addresses.
+    pub sources: Sources,
+    /// Connections to open per second; None opens as fast as the server takes them.
+    pub connect_rate: Option<f64>,
+    /// Connections being opened at the same time, over all workers.
+    pub opening_max: usize,
+    /// How long one connection may take from the first packet to the last subscribe reply.
+    pub connect_timeout: Duration,
+    /// Reconnect after a cut and recover, instead of counting the connection as lost.
+    pub resume: bool,
+    /// Identity of the run in its messages.
+    pub run: u32,
+    /// Length of each payload in bytes.
+    pub payload_bytes: usize,
+    /// What is published; without messages when nothing is.
+    pub schedule: Schedule,
+    /// Who publishes.
+    pub publishing: Publishing,
+    /// Receiving threads.
+    pub threads: usize,
+}
+
+/// Who publishes the messages of the schedule.
+pub enum Publishing {
+    /// Nobody.
+    Nobody,
+    /// The server itself, by the same schedule: the physical-limit server does.
+    Peer,
+    /// The client, through the server API.
+    Api {
+        /// Its publish endpoint.
+        target: Target,
+        /// Key to present.
+        key: Option<String>,
+        /// Unanswered requests per connection.
+        depth: usize,
+    },
+    /// The client, as publish commands on connections of their own.
+    WebSocket {
+        /// Unanswered commands per connection.
+        depth: usize,
+    },
+}
+
+impl Plan {
+    /// The subprotocol to offer; JSON needs none.
+    pub fn subprotocol(&self) -> Option<&'static str> {
+        subprotocol(self.encoding)
+    }
+
+    /// Deliveries if every message reaches each of its subscribers.
+    pub fn deliveries(&self) -> u64 {
+        self.layout.channels.iter().map(|channel| self.schedule.channel_len(*channel)).sum()
+    }
+}
+
+/// The WebSocket subprotocol that selects an encoding.
+pub fn subprotocol(encoding: Encoding) -> Option<&'static str> {
+    match encoding {
+        Encoding::Json => None,
+        Encoding::Protobuf => Some("centrifuge-protobuf"),
+    }
+}
+
+/// Which connection subscribes to which channels, all in two flat lists.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layout {
+    starts: Vec<u32>,
+    channels: Vec<u32>,
+}
+
+impl Layout {
+    /// Connections with one channel each, in turn; with no channel at all when there are none.
+    pub fn in_turn(connections: usize, channels: usize) -> Self {
+        let channel = |connection: usize| connection.checked_rem(channels).map(|channel| channel as u32);
+        Self::collect((0..connections).map(|connection| channel(connection).into_iter().collect()))
+    }
+
+    /// Rooms of `subscribers` each, spread evenly over the connections, none of which is in a room twice.
+    pub fn rooms(connections: usize, channels: usize, subscribers: usize) -> Self {
+        assert!(subscribers <= connections, "checked when the run was planned");
+        let mut lists: Vec<Vec<u32>> = vec![Vec::new(); connections];
+        for channel in 0..channels {
+            for subscriber in 0..subscribers {
+                lists[(channel * subscribers + subscriber) % connections].push(channel as u32);
+            }
+        }
+        Self::collect(lists.into_iter())
+    }
+
+    fn collect(lists: impl Iterator<Item = Vec<u32>>) -> Self {
+        let (mut starts, mut channels) = (vec![0], Vec::new());
+        for mut list in lists {
+            // Sorted, because the receive path searches it.
+            list.sort_unstable();
+            channels.extend(list);
+            starts.push(channels.len() as u32);
+        }
+        Self { starts, channels }
+    }
+
+    /// Number of connections.
+    pub fn connections(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Number of subscriptions.
+    pub fn subscriptions(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Index of a connection's first subscription among all.
+    pub fn first_subscription(&self, connection: usize) -> usize {
+        self.starts[connection] as usize
+    }
+
+    /// Channels of a connection, ascending.
+    pub fn channels_of(&self, connection: usize) -> &[u32] {
+        &self.channels[self.starts[connection] as usize..self.starts[connection + 1] as usize]
+    }
+
+    /// Channels of all subscriptions of the connections `from..to`.
+    pub fn channels_between(&self, from: usize, to: usize) -> &[u32] {
+        &self.channels[self.starts[from] as usize..self.starts[to] as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_take_channels_in_turn() {
+        let layout = Layout::in_turn(5, 2);
+        assert_eq!((layout.connections(), layout.subscriptions()), (5, 5));
+        assert_eq!((layout.channels_of(3), layout.channels_of(4)), (&[1][..], &[0][..]));
+        assert_eq!(Layout::in_turn(5, 0).subscriptions(), 0);
+    }
+
+    #[test]
+    fn rooms_are_full_and_nobody_is_in_one_twice() {
+        for (connections, channels, subscribers) in [(100, 10, 10), (7, 10, 5), (3, 4, 3), (1000, 3, 10)] {
+            let layout = Layout::rooms(connections, channels, subscribers);
+            let mut members = vec![0; channels];
+            for connection in 0..connections {
+                let list = layout.channels_of(connection);
+                assert!(list.windows(2).all(|pair| pair[0] < pair[1]), "sorted and without repetition: {list:?}");
+                list.iter().for_each(|channel| members[*channel as usize] += 1);
+            }
+            assert_eq!(members, vec![subscribers; channels]);
+        }
+    }
+}

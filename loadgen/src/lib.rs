@@ -1,0 +1,27 @@
+//! Load generator and auditor for servers that speak the Centrifuge client protocol.
+//!
+//! It knows a server only by its wire protocol, so it measures any of them by the same rules: latency counts from the
+//! moment a message was *to be* sent, every subscriber's stream is audited message by message, and a run in which the
+//! client itself was too busy is void.
+//!
+//! In reading order: [`stamp`] and [`schedule`] say what is published and when, [`audit`] what must arrive, [`frame`],
+//! [`http`] and [`wire`] are the bytes, [`client`] the connections, [`limit`] the server that shows the physical limit,
+//! [`scenario`] puts them to use, and [`report`] says what came out.
+#![deny(unsafe_code)]
+
+pub mod audit;
+pub mod client;
+pub mod frame;
+pub mod http;
+pub mod limit;
+pub mod procfs;
+pub mod progress;
+pub mod report;
+pub mod scenario;
+pub mod schedule;
+pub mod stamp;
+pub mod sys;
+pub mod target;
+pub mod token;
+pub mod usage;
+pub mod wire;
