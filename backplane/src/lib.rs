@@ -17,6 +17,7 @@
 
 pub mod conformance;
 pub mod coverage;
+pub mod fault;
 pub mod memory;
 pub mod types;
 

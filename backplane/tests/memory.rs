@@ -1,62 +1,43 @@
-//! The in-memory backplane passes the conformance suite, on a clock that stands still until a case lets time pass.
+//! The in-memory backplane passes the conformance suite, alone and behind the wrappers that tests put around it.
 
-use std::future::{Future, ready};
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+mod support;
 
-use backplane::conformance::Factory;
-use backplane::memory::{ManualClock, MemoryBackplane, MemoryLimits};
+use backplane::conformance::run_all;
+use backplane::fault::{FaultyBackplane, Network, NodeLink};
+use backplane::memory::MemoryBackplane;
 
-#[derive(Default)]
-struct Memory {
-    clock: Arc<ManualClock>,
-}
+use support::{Wrapped, memory, ready_at_once};
 
-impl Factory for Memory {
-    type Backplane = MemoryBackplane;
-
-    fn create(&self) -> impl Future<Output = Arc<MemoryBackplane>> + Send {
-        let clock = Arc::clone(&self.clock);
-        ready(Arc::new(MemoryBackplane::with_clock(MemoryLimits::default(), clock)))
-    }
-
-    fn wait(&self, time: Duration) -> impl Future<Output = ()> + Send {
-        self.clock.advance(time);
-        ready(())
-    }
-
-    fn patience(&self) -> impl Future<Output = ()> + Send {
-        ready(())
-    }
-
-    fn lose_data(&self, backplane: &MemoryBackplane) -> impl Future<Output = ()> + Send {
-        backplane.forget();
-        ready(())
-    }
-
-    fn short_ttl(&self) -> Duration {
-        Duration::from_secs(10)
-    }
-
-    /// Expiry is exact to the nanosecond.
-    fn expiry_slack(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-/// The promise that every future is ready at once, checked by every call of the suite.
-fn ready_at_once<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("a call of the in-memory backplane was not ready at once"),
-    }
-}
-
-backplane::conformance_tests!(Memory::default(), ready_at_once);
+backplane::conformance_tests!(memory(), ready_at_once);
 
 #[test]
 fn the_whole_suite_runs_in_one_go() {
-    ready_at_once(backplane::conformance::run_all(&Memory::default())).expect("every case passes");
+    ready_at_once(run_all(&memory())).expect("every case passes");
+}
+
+#[test]
+fn a_faulty_backplane_without_orders_passes() {
+    let factory =
+        Wrapped::new(FaultyBackplane::new, |backplane: &FaultyBackplane<MemoryBackplane>| backplane.inner().forget());
+    ready_at_once(run_all(&factory)).expect("every case passes");
+}
+
+#[test]
+fn a_node_of_a_network_passes() {
+    // The network lives in its links; the forgetting goes through one more of them.
+    let networks = std::sync::Mutex::new(Vec::new());
+    let factory = Wrapped::new(
+        |backplane| {
+            let network = Network::new(backplane);
+            let link = network.link();
+            networks.lock().expect("no test panics while it holds this").push(network);
+            link
+        },
+        |_: &NodeLink| {
+            for network in networks.lock().expect("no test panics while it holds this").iter() {
+                network.backplane().forget();
+            }
+        },
+    );
+    ready_at_once(run_all(&factory)).expect("every case passes");
 }
