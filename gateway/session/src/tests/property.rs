@@ -85,7 +85,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Close),
         2 => Just(Step::Gone),
     ];
-    // Most runs connect at once, for otherwise there is little to see; `usize::MAX` stands for no step.
+    // Most runs connect at once, for otherwise there is little to see.
     let start = prop_oneof![
         9 => any::<usize>().prop_map(|seed| vec![Step::Command(Kind::Connect, seed)]),
         1 => Just(Vec::new()),

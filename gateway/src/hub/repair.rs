@@ -1,0 +1,376 @@
+//! Positions: accepting deliveries in order, closing gaps from history, answering those who come back.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use backplane::{
+    Delivery, HistoryPage, HistoryQuery, Offset, Previous, StoredPublication, StreamPosition,
+};
+use session::io::RecoverMode;
+use session::time::Tick;
+
+use super::Outgoing;
+use super::channel::{Channel, Held, ReadPurpose, Reading, Recent, Stage, Stream};
+use super::recovery;
+use super::shard_hub::{Effect, Hub, Port, ReadKind};
+
+/// What to do with a positioned delivery, given the position.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Accept,
+    Duplicate,
+    Gap,
+    OtherEpoch,
+}
+
+fn judge(stream: &Stream, delivery: &Delivery) -> Verdict {
+    let Delivery::Positioned { epoch, previous, publication } = delivery else { return Verdict::Accept };
+    let offset = publication.offset.unwrap_or(Offset(0));
+    if *epoch != stream.epoch {
+        Verdict::OtherEpoch
+    } else if offset <= stream.position {
+        Verdict::Duplicate
+    } else if *previous == Previous::Known(stream.position) {
+        Verdict::Accept
+    } else {
+        Verdict::Gap
+    }
+}
+
+impl Hub {
+    /// A delivery of a channel with history: in order, held back, dropped, or the first sign of a loss.
+    pub(super) fn deliver_positioned(
+        &mut self,
+        index: u32,
+        outgoing: &Arc<Outgoing>,
+        now: Tick,
+        port: &mut impl Port,
+    ) {
+        let channel = &mut self.channels[index as usize];
+        let stream = channel.stream.as_mut().expect("the caller saw the stream");
+        if channel.stage != Stage::Live || stream.holds_back() {
+            self.hold_back(index, outgoing);
+            return;
+        }
+        match judge(stream, &outgoing.delivery) {
+            Verdict::Accept => self.accept(index, outgoing, now, port),
+            Verdict::Duplicate => self.counters.duplicates += 1,
+            Verdict::Gap | Verdict::OtherEpoch => {
+                self.hold_back(index, outgoing);
+                self.start_repair(index, port);
+            }
+        }
+    }
+
+    /// The next publication: to every subscriber that has not had it with its join.
+    fn accept(&mut self, index: u32, outgoing: &Arc<Outgoing>, now: Tick, port: &mut impl Port) {
+        let recent_len = self.settings.hold_back_len;
+        let recent_bytes = self.settings.hold_back_bytes;
+        let Channel { stream, subs, .. } = &mut self.channels[index as usize];
+        let stream = stream.as_mut().expect("the caller saw the stream");
+        let Delivery::Positioned { previous, publication, .. } = &outgoing.delivery else { return };
+        let offset = publication.offset.unwrap_or(Offset(0));
+        stream.position = offset;
+        stream.confirmed_at = now;
+        if let Some(recent) = stream.work.as_mut().and_then(|work| work.recent.as_mut()) {
+            recent.bytes += outgoing.weight();
+            if recent.publications.len() >= recent_len || recent.bytes > recent_bytes {
+                *recent = Recent { overflowed: true, ..Recent::default() };
+            }
+            if !recent.overflowed {
+                recent.publications.push(StoredPublication { publication: publication.clone(), previous: *previous });
+            }
+        }
+        if stream.late.is_empty() {
+            subs.iter().for_each(|sub| port.send(sub.conn, outgoing));
+            return;
+        }
+        for sub in subs.iter() {
+            if !stream.late.iter().any(|(conn, joined_at)| *conn == sub.conn && *joined_at >= offset) {
+                port.send(sub.conn, outgoing);
+            }
+        }
+        stream.late.retain(|(_, joined_at)| *joined_at > offset);
+    }
+
+    /// Keeps a delivery for after the repair. When the buffer is full it is let go: history has what it held.
+    fn hold_back(&mut self, index: u32, outgoing: &Arc<Outgoing>) {
+        let settings = self.settings;
+        let before_serial = self.next_serial;
+        let stream = self.channels[index as usize].stream.as_mut().expect("the caller saw the stream");
+        let Delivery::Positioned { epoch, publication, .. } = &outgoing.delivery else { return };
+        let same_epoch = *epoch == stream.epoch;
+        let work = stream.work();
+        if same_epoch {
+            work.highest_seen = work.highest_seen.max(publication.offset.unwrap_or(Offset(0)));
+        }
+        work.hold_back_bytes += outgoing.weight();
+        if work.hold_back.len() >= settings.hold_back_len || work.hold_back_bytes > settings.hold_back_bytes {
+            work.hold_back.clear();
+            work.hold_back_bytes = outgoing.weight();
+            work.repair_due = true;
+            self.counters.hold_back_overflows += 1;
+        }
+        work.hold_back.push_back(Held { outgoing: outgoing.clone(), before_serial });
+    }
+
+    // --- issuing reads ---
+
+    /// One read for every joiner that waits. Joiners from one position ask for what came after it; joiners from
+    /// several share the newest publications, which answers them all.
+    pub(super) fn read_for_joiners(&mut self, index: u32, purpose: ReadPurpose, port: &mut impl Port) {
+        let limit = self.settings.recovery_limit;
+        let channel = &mut self.channels[index as usize];
+        let stream = channel.stream.as_mut().expect("only positioned channels read");
+        let recovering = purpose == ReadPurpose::Recover;
+        let work = stream.work();
+        if work.reading.is_some() || work.repairing || work.repair_due {
+            return;
+        }
+        work.served = std::mem::take(&mut channel.joiners);
+        work.recent = recovering.then(Recent::default);
+        let mut wanted = work.served.iter().filter_map(|joiner| joiner.recover.as_ref());
+        let query = match wanted.next() {
+            None => HistoryQuery::position(),
+            Some(first) => {
+                if first.mode == RecoverMode::Stream && wanted.all(|other| other == first) {
+                    let since = StreamPosition { epoch: first.epoch.clone(), offset: first.offset };
+                    HistoryQuery::since(since, limit)
+                } else {
+                    HistoryQuery { since: None, limit: Some(limit), reverse: true }
+                }
+            }
+        };
+        self.counters.recovery_reads += u64::from(query.limit != Some(0));
+        self.issue(index, purpose, query, port);
+    }
+
+    /// Begins to close a gap; does nothing while one is being closed.
+    pub(super) fn start_repair(&mut self, index: u32, port: &mut impl Port) {
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
+        let work = stream.work();
+        if work.repairing {
+            return;
+        }
+        if work.reading.is_some() {
+            work.repair_due = true;
+            // Whatever comes now comes after a gap: it waits as well.
+            work.repairing = true;
+            return;
+        }
+        work.repairing = true;
+        self.read_for_repair(index, port);
+    }
+
+    pub(super) fn read_for_repair(&mut self, index: u32, port: &mut impl Port) {
+        let limit = self.settings.repair_limit;
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
+        let since = stream.at();
+        let work = stream.work();
+        work.repair_due = false;
+        work.repairing = true;
+        work.rounds += 1;
+        self.issue(index, ReadPurpose::Repair(since.clone()), HistoryQuery::since(since, limit), port);
+    }
+
+    fn issue(&mut self, index: u32, purpose: ReadPurpose, query: HistoryQuery, port: &mut impl Port) {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let channel = &mut self.channels[index as usize];
+        let stream = channel.stream.as_mut().expect("only positioned channels read");
+        let options = stream.options;
+        stream.work().reading = Some(Reading { serial, purpose });
+        let ticket = ReadKind { channel: index, serial };
+        port.effect(Effect::Read { ticket, channel: channel.name.clone(), options, query });
+    }
+
+    pub(super) fn retry(&mut self, index: u32, at: Tick, port: &mut impl Port) {
+        let Some(stream) = &mut self.channels[index as usize].stream else { return };
+        let Some(work) = &mut stream.work else { return };
+        if work.retry_at == Some(at) {
+            work.retry_at = None;
+            work.rounds = 0;
+            self.read_for_repair(index, port);
+        }
+    }
+
+    // --- reads answered ---
+
+    /// The first position of a channel.
+    pub(super) fn positioned(
+        &mut self,
+        index: u32,
+        serial: u64,
+        page: HistoryPage,
+        now: Tick,
+        port: &mut impl Port,
+    ) {
+        let channel = &mut self.channels[index as usize];
+        let stream = channel.stream.as_mut().expect("only positioned channels read");
+        stream.epoch = page.top.epoch.clone();
+        stream.position = page.top.offset;
+        let served = std::mem::take(&mut stream.work().served);
+        port.effect(Effect::Observed(channel.name.clone(), page.top.clone()));
+        let entries = ascending(page.publications);
+        for joiner in served {
+            self.counters.recoveries += u64::from(joiner.recover.is_some());
+            let joined = recovery::answer(joiner.recover.as_ref(), &entries, &page.top, page.covered);
+            self.admit(index, &joiner, joined, port);
+        }
+        self.drain_hold_back(index, serial, now, port);
+        self.go_live(index, now, port);
+        self.after_read(index, now, port);
+    }
+
+    /// What later joiners missed.
+    pub(super) fn recovered(&mut self, index: u32, page: HistoryPage, now: Tick, port: &mut impl Port) {
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
+        let work = stream.work.as_mut().expect("a read was in flight");
+        let served = std::mem::take(&mut work.served);
+        let recent = work.recent.take().unwrap_or_default();
+        if page.top.epoch != stream.epoch {
+            // The stream was lost under us: everybody learns it, then the joiners are answered by the new one.
+            self.reposition(index, page.top.clone(), now, port);
+        } else if recent.overflowed {
+            // Too much came in while we read: what was read no longer meets what was delivered. Read again.
+            self.channels[index as usize].joiners.extend(served);
+            self.after_read(index, now, port);
+            return;
+        }
+        let stream = self.channels[index as usize].stream.as_ref().expect("only positioned channels read");
+        let mut entries = ascending(page.publications);
+        let mut top = page.top;
+        for stored in recent.publications {
+            if stored.offset() > top.offset {
+                top.offset = stored.offset();
+                entries.push(stored);
+            }
+        }
+        top.offset = top.offset.max(stream.position);
+        for joiner in served {
+            self.counters.recoveries += 1;
+            let joined = recovery::answer(joiner.recover.as_ref(), &entries, &top, page.covered);
+            self.admit(index, &joiner, joined, port);
+        }
+        self.after_read(index, now, port);
+    }
+
+    /// What this shard missed.
+    pub(super) fn repaired(
+        &mut self,
+        index: u32,
+        serial: u64,
+        since: &StreamPosition,
+        page: HistoryPage,
+        now: Tick,
+        port: &mut impl Port,
+    ) {
+        let rounds_max = self.settings.repair_rounds;
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
+        let rounds = stream.work().rounds;
+        let chained = page.covered
+            || page
+                .publications
+                .first()
+                .is_some_and(|first| page.top.epoch == since.epoch && first.previous == Previous::Known(since.offset));
+        if !chained || rounds > rounds_max {
+            self.counters.gaps_lost += 1;
+            self.reposition(index, page.top, now, port);
+            self.drain_hold_back(index, serial, now, port);
+            self.after_read(index, now, port);
+            return;
+        }
+        let name = self.channels[index as usize].name.clone();
+        let received = Instant::now();
+        for stored in page.publications {
+            let position = self.position(index);
+            if stored.offset() <= position {
+                continue;
+            }
+            let delivery = Delivery::Positioned {
+                epoch: page.top.epoch.clone(),
+                previous: Previous::Known(position),
+                publication: stored.publication,
+            };
+            let outgoing = Arc::new(Outgoing::new(name.clone(), delivery, received));
+            self.accept(index, &outgoing, now, port);
+        }
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
+        if page.covered {
+            stream.position = stream.position.max(page.top.offset);
+            stream.confirmed_at = now;
+            port.effect(Effect::Observed(name, stream.at()));
+            self.drain_hold_back(index, serial, now, port);
+        }
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
+        let position = stream.position;
+        let work = stream.work();
+        // Not at the end yet: the page was cut by its limit, or the hold-back buffer was let go meanwhile.
+        let more = !page.covered || work.highest_seen > position || work.repair_due;
+        if !more {
+            work.repairing = false;
+            work.rounds = 0;
+            self.counters.gaps_repaired += 1;
+        }
+        self.after_read(index, now, port);
+    }
+
+    /// The position is gone: positioned subscribers are told, the channel continues from `top`.
+    fn reposition(&mut self, index: u32, top: StreamPosition, now: Tick, port: &mut impl Port) {
+        self.lose_positions(index, now, port);
+        let channel = &mut self.channels[index as usize];
+        let stream = channel.stream.as_mut().expect("only positioned channels have a position");
+        stream.epoch = top.epoch.clone();
+        stream.position = top.offset;
+        stream.confirmed_at = now;
+        stream.late.clear();
+        let work = stream.work();
+        work.repairing = false;
+        work.repair_due = false;
+        work.rounds = 0;
+        work.highest_seen = Offset(0);
+        work.recent = None;
+        port.effect(Effect::Observed(channel.name.clone(), top));
+    }
+
+    /// Delivers what was held back, as far as it follows what the read with this serial found. Stops where another
+    /// read is needed and keeps the rest.
+    fn drain_hold_back(&mut self, index: u32, serial: u64, now: Tick, port: &mut impl Port) {
+        loop {
+            let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels hold back");
+            let Some(work) = &mut stream.work else { return };
+            let Some(held) = work.hold_back.pop_front() else {
+                work.hold_back_bytes = 0;
+                return;
+            };
+            let weight = held.outgoing.weight();
+            work.hold_back_bytes = work.hold_back_bytes.saturating_sub(weight);
+            let verdict = judge(stream, &held.outgoing.delivery);
+            match verdict {
+                Verdict::Accept => self.accept(index, &held.outgoing, now, port),
+                Verdict::Duplicate => self.counters.duplicates += 1,
+                // The read came later and found another stream: this one is over.
+                Verdict::OtherEpoch if held.before_serial <= serial => self.counters.duplicates += 1,
+                Verdict::Gap | Verdict::OtherEpoch => {
+                    let work = stream.work();
+                    work.hold_back_bytes += weight;
+                    work.hold_back.push_front(held);
+                    work.repair_due = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn position(&self, index: u32) -> Offset {
+        self.channels[index as usize].stream.as_ref().map_or(Offset(0), |stream| stream.position)
+    }
+}
+
+/// Publications in ascending order, whichever way they were read.
+fn ascending(mut publications: Vec<StoredPublication>) -> Vec<StoredPublication> {
+    if publications.len() > 1 && publications[0].offset() > publications[1].offset() {
+        publications.reverse();
+    }
+    publications
+}

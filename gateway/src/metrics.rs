@@ -1,0 +1,229 @@
+//! Every metric name and label, and the handles that update them. Nothing here is labelled by user or channel.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Live connections of this node.
+pub const CONNECTIONS: &str = "gateway_connections";
+/// Upgrades by `result`: `established` once a client has authenticated, else why it was refused.
+pub const CONNECTS: &str = "gateway_connects_total";
+/// Connections the gateway closed, by `code`.
+pub const DISCONNECTS: &str = "gateway_disconnects_total";
+/// Commands received from clients.
+pub const MESSAGES_RECEIVED: &str = "gateway_messages_received_total";
+/// Publications and events handed to connections.
+pub const DELIVERIES: &str = "gateway_deliveries_total";
+/// Time of a publish until the backplane acknowledged it.
+pub const PUBLISH_SECONDS: &str = "gateway_publish_seconds";
+/// Publishes that failed.
+pub const PUBLISH_ERRORS: &str = "gateway_publish_errors_total";
+/// Time from a delivery's arrival on this node until it was written to every local subscriber.
+pub const FANOUT_SECONDS: &str = "gateway_fanout_seconds";
+/// Bytes queued for peers that do not keep up.
+pub const QUEUE_BYTES: &str = "gateway_queue_bytes";
+/// Writes that a socket did not take at once.
+pub const WRITES_QUEUED: &str = "gateway_writes_queued_total";
+/// Whether the backplane can be reached.
+pub const BACKPLANE_UP: &str = "gateway_backplane_up";
+/// Gaps in positioned channels, by `outcome`: `repaired` or `lost`.
+pub const GAPS: &str = "gateway_gaps_total";
+/// Deliveries that came twice and were dropped.
+pub const DUPLICATES: &str = "gateway_duplicates_total";
+/// Deliveries dropped because a shard's inbox was full; positioned channels repair them.
+pub const INBOX_DROPPED: &str = "gateway_inbox_dropped_total";
+/// Hold-back buffers let go because they were full.
+pub const HOLD_BACK_OVERFLOWS: &str = "gateway_hold_back_overflows_total";
+/// Clients that asked to recover.
+pub const RECOVERIES: &str = "gateway_recoveries_total";
+/// History reads made for them: fewer, as they share.
+pub const RECOVERY_READS: &str = "gateway_recovery_reads_total";
+/// Channels with local interest.
+pub const CHANNELS: &str = "gateway_channels";
+/// Subscriptions of local connections.
+pub const SUBSCRIPTIONS: &str = "gateway_subscriptions";
+/// Requests of the server API, by `method` and `result`.
+pub const API_REQUESTS: &str = "gateway_api_requests_total";
+/// Connections that a drain has still to close.
+pub const DRAIN_REMAINING: &str = "gateway_drain_remaining";
+/// 1, labelled by `version`.
+pub const BUILD: &str = "gateway_build_info";
+
+/// Bounds in seconds: a tenth of a millisecond is an idle node's fan-out, 10 s is beyond every timeout.
+const SECONDS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Installs the recorder and describes every metric. Call once per process, before any handle is made.
+///
+/// # Errors
+/// When a recorder was installed before.
+pub fn install() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_gauge!(CONNECTIONS, "Live connections of this node.");
+    describe_counter!(CONNECTS, "Upgrades, by result.");
+    describe_counter!(DISCONNECTS, "Connections closed by the gateway, by close code.");
+    describe_counter!(MESSAGES_RECEIVED, "Commands received from clients.");
+    describe_counter!(DELIVERIES, "Publications and join/leave events handed to connections.");
+    describe_histogram!(PUBLISH_SECONDS, Unit::Seconds, "Time until the backplane acknowledged a publish.");
+    describe_counter!(PUBLISH_ERRORS, "Publishes that the backplane did not acknowledge.");
+    describe_histogram!(FANOUT_SECONDS, Unit::Seconds, "Time from arrival on this node to the last local write.");
+    describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Bytes queued for peers that do not keep up.");
+    describe_counter!(WRITES_QUEUED, "Writes that a socket did not take at once.");
+    describe_gauge!(BACKPLANE_UP, "1 while the backplane can be reached.");
+    describe_counter!(GAPS, "Gaps in positioned channels, by outcome: repaired, or lost and told.");
+    describe_counter!(DUPLICATES, "Deliveries at or below a channel's position, dropped.");
+    describe_counter!(INBOX_DROPPED, "Deliveries dropped because a shard's inbox was full.");
+    describe_counter!(HOLD_BACK_OVERFLOWS, "Hold-back buffers let go because they were full.");
+    describe_counter!(RECOVERIES, "Subscribes that asked to recover.");
+    describe_counter!(RECOVERY_READS, "History reads made for recoveries; fewer, as they are shared.");
+    describe_gauge!(CHANNELS, "Channels with local interest.");
+    describe_gauge!(SUBSCRIPTIONS, "Subscriptions of local connections.");
+    describe_counter!(API_REQUESTS, "Requests of the server API, by method and result.");
+    describe_gauge!(DRAIN_REMAINING, "Connections that a drain has still to close.");
+    describe_gauge!(BUILD, "1, labelled by version.");
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Handles of the node.
+pub struct NodeMeters {
+    connections: Gauge,
+    publish_seconds: Histogram,
+    publish_errors: Counter,
+}
+
+impl NodeMeters {
+    pub(crate) fn new() -> Self {
+        Self {
+            connections: gauge!(CONNECTIONS),
+            publish_seconds: histogram!(PUBLISH_SECONDS),
+            publish_errors: counter!(PUBLISH_ERRORS),
+        }
+    }
+
+    pub(crate) fn connections(&self, connections: usize) {
+        self.connections.set(connections as f64);
+    }
+
+    pub(crate) fn published(&self, took: Duration, acknowledged: bool) {
+        self.publish_seconds.record(took);
+        if !acknowledged {
+            self.publish_errors.increment(1);
+        }
+    }
+}
+
+/// Handles of one shard. What is counted per delivery is kept in plain cells and handed on ten times a second.
+pub struct ShardMeters {
+    received: Cell<u64>,
+    delivered: Cell<u64>,
+    queued: Cell<u64>,
+    received_total: Counter,
+    delivered_total: Counter,
+    queued_total: Counter,
+    established_total: Counter,
+    lagged_total: Counter,
+    fanout_seconds: Histogram,
+    repaired_total: Counter,
+    lost_total: Counter,
+    duplicates_total: Counter,
+    overflows_total: Counter,
+    recoveries_total: Counter,
+    recovery_reads_total: Counter,
+    queue_bytes: Gauge,
+    channels: Gauge,
+    subscriptions: Gauge,
+}
+
+/// What a shard adds to the node's gauges.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ShardGauges {
+    /// Bytes queued for slow peers.
+    pub queue_bytes: usize,
+    /// Channels held.
+    pub channels: usize,
+    /// Subscriptions.
+    pub subscriptions: usize,
+}
+
+impl ShardMeters {
+    pub(crate) fn new() -> Self {
+        Self {
+            received: Cell::new(0),
+            delivered: Cell::new(0),
+            queued: Cell::new(0),
+            received_total: counter!(MESSAGES_RECEIVED),
+            delivered_total: counter!(DELIVERIES),
+            queued_total: counter!(WRITES_QUEUED),
+            established_total: counter!(CONNECTS, "result" => "established"),
+            lagged_total: counter!(INBOX_DROPPED),
+            fanout_seconds: histogram!(FANOUT_SECONDS),
+            repaired_total: counter!(GAPS, "outcome" => "repaired"),
+            lost_total: counter!(GAPS, "outcome" => "lost"),
+            duplicates_total: counter!(DUPLICATES),
+            overflows_total: counter!(HOLD_BACK_OVERFLOWS),
+            recoveries_total: counter!(RECOVERIES),
+            recovery_reads_total: counter!(RECOVERY_READS),
+            queue_bytes: gauge!(QUEUE_BYTES),
+            channels: gauge!(CHANNELS),
+            subscriptions: gauge!(SUBSCRIPTIONS),
+        }
+    }
+
+    pub(crate) fn received(&self) {
+        self.received.set(self.received.get() + 1);
+    }
+
+    pub(crate) fn delivered(&self, messages: usize) {
+        self.delivered.set(self.delivered.get() + messages as u64);
+    }
+
+    pub(crate) fn queued(&self) {
+        self.queued.set(self.queued.get() + 1);
+    }
+
+    pub(crate) fn established(&self) {
+        self.established_total.increment(1);
+    }
+
+    pub(crate) fn lagged(&self, dropped: u64) {
+        self.lagged_total.increment(dropped);
+    }
+
+    pub(crate) fn fanned_out(&self, took: Duration) {
+        self.fanout_seconds.record(took);
+    }
+
+    pub(crate) fn disconnect(&self, code: u16) {
+        counter!(DISCONNECTS, "code" => code.to_string()).increment(1);
+    }
+
+    /// Hands on what was gathered since the last call.
+    pub(crate) fn report(&self, before: &crate::hub::shard_hub::HubCounters, now: &crate::hub::shard_hub::HubCounters) {
+        self.received_total.increment(self.received.take());
+        self.delivered_total.increment(self.delivered.take());
+        self.queued_total.increment(self.queued.take());
+        self.repaired_total.increment(now.gaps_repaired - before.gaps_repaired);
+        self.lost_total.increment(now.gaps_lost - before.gaps_lost);
+        self.duplicates_total.increment(now.duplicates - before.duplicates);
+        self.overflows_total.increment(now.hold_back_overflows - before.hold_back_overflows);
+        self.recoveries_total.increment(now.recoveries - before.recoveries);
+        self.recovery_reads_total.increment(now.recovery_reads - before.recovery_reads);
+    }
+
+    /// Several shards share a gauge, so each adds what changed.
+    pub(crate) fn report_gauges(&self, before: &ShardGauges, now: &ShardGauges) {
+        let change = |before: usize, now: usize| now as f64 - before as f64;
+        self.queue_bytes.increment(change(before.queue_bytes, now.queue_bytes));
+        self.channels.increment(change(before.channels, now.channels));
+        self.subscriptions.increment(change(before.subscriptions, now.subscriptions));
+    }
+}

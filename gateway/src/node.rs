@@ -1,0 +1,348 @@
+//! The node: what its shards, the server API and the operators' endpoints share.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::{ArcSwap, Guard};
+use backplane::{
+    Backplane, BackplaneError, ChannelName, HistoryOptions, HistoryPage, HistoryQuery, NewPublication, PresenceEvent,
+    PublishOptions, Published,
+};
+use session::channels::Channels;
+use session::close::CloseCode;
+use session::time::{Now, Tick};
+use session::{Context, Settings};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::api::auth::ApiKeys;
+use crate::config::Config;
+use crate::config::origin::OriginRule;
+use crate::hub::Registry;
+use crate::metrics::NodeMeters;
+use crate::shard::IoLimits;
+use crate::shard::command::{Action, Applied, Command, Survey, Target};
+use crate::shard::inbox::{Inbox, Item};
+
+/// What can change while the node runs: replaced as a whole on reload.
+pub struct Runtime {
+    /// Limits and times of sessions.
+    pub session: Settings,
+    /// Namespaces.
+    pub channels: Channels,
+    /// Checks tokens.
+    pub verifier: auth::Verifier,
+    /// Bounds of decoding.
+    pub limits: protocol::Limits,
+    /// Sizes for the socket side of connections.
+    pub io: IoLimits,
+    /// Which browser origins may connect.
+    pub origins: OriginRule,
+    /// Keys of the server API, hashed.
+    pub api: ApiKeys,
+}
+
+impl Runtime {
+    /// Prepares a checked configuration for use. Keys fetched by a predecessor are taken over.
+    ///
+    /// # Errors
+    /// When a token key cannot be used.
+    pub fn new(config: &Config, predecessor: Option<&Self>) -> anyhow::Result<Self> {
+        let tokens = &config.client.tokens;
+        let verifier = match predecessor {
+            Some(running) => running.verifier.succeed(tokens)?,
+            None => auth::Verifier::new(tokens)?,
+        };
+        let keys = config.api.keys.iter().map(|key| key.expose().to_owned());
+        Ok(Self {
+            session: config.client.session.clone(),
+            channels: config.channels.clone(),
+            verifier,
+            limits: config.client.frames,
+            io: IoLimits { message_bytes: config.client.frames.frame_bytes, queue_bytes: config.client.queue_bytes },
+            origins: config.client.origins.clone(),
+            api: ApiKeys::new(keys, config.api.key_in_query),
+        })
+    }
+
+    /// What a session is given on every call.
+    pub fn context(&self) -> Context<'_> {
+        Context { settings: &self.session, channels: &self.channels }
+    }
+}
+
+/// How long the server API waits for a shard to answer a command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A command could not be carried out on every shard in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a shard did not answer within {} s", COMMAND_TIMEOUT.as_secs())]
+pub struct ShardTimeout;
+
+/// One gateway process.
+pub struct Node {
+    /// Random, new at every start.
+    pub uid: Uuid,
+    /// For humans: the configured name or the host name.
+    pub name: String,
+    /// What carries publications.
+    pub backplane: Arc<dyn Backplane>,
+    /// Which shards want which channel.
+    pub registry: Arc<Registry>,
+    inboxes: Vec<Arc<Inbox>>,
+    runtime: ArcSwap<Runtime>,
+    started: Instant,
+    connections: AtomicUsize,
+    connections_max: usize,
+    ready: AtomicBool,
+    leaving: AtomicBool,
+    draining: AtomicBool,
+    meters: NodeMeters,
+}
+
+impl Node {
+    /// A node over these shards' inboxes. Attaches the registry to the backplane.
+    pub fn new(
+        name: String,
+        backplane: Arc<dyn Backplane>,
+        inboxes: Vec<Arc<Inbox>>,
+        runtime: Runtime,
+        connections_max: usize,
+    ) -> Arc<Self> {
+        let registry = Arc::new(Registry::new(inboxes.clone()));
+        backplane.attach(registry.clone());
+        Arc::new(Self {
+            uid: Uuid::new_v4(),
+            name,
+            backplane,
+            registry,
+            inboxes,
+            runtime: ArcSwap::from_pointee(runtime),
+            started: Instant::now(),
+            connections: AtomicUsize::new(0),
+            connections_max,
+            ready: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            meters: NodeMeters::new(),
+        })
+    }
+
+    /// Both clocks.
+    pub fn now(&self) -> Now {
+        let tick = Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Now { tick, unix: i64::try_from(unix).unwrap_or(i64::MAX) }
+    }
+
+    /// How long the node runs.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What can be reloaded, as it is now.
+    pub fn runtime(&self) -> Guard<Arc<Runtime>> {
+        self.runtime.load()
+    }
+
+    /// Replaces what can be reloaded. Sessions see it from their next input on.
+    pub fn reload(&self, runtime: Runtime) {
+        self.runtime.store(Arc::new(runtime));
+    }
+
+    // --- readiness ---
+
+    /// Ready: the backplane was reached once, and the node is not on its way out.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// The node is on its way out: load balancers should send nobody any more.
+    pub fn set_unready(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.ready.store(false, Ordering::Release);
+    }
+
+    /// True from the beginning of a drain's accept grace on.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// The backplane was reached for the first time.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// No new connections are wanted.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// From here on the node is not ready and refuses upgrades.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Has every shard close its connections with 1001, evenly spread over the window.
+    pub fn close_connections(&self, window: Duration) {
+        for inbox in &self.inboxes {
+            let command = Command::Drain { window, code: CloseCode::GoingAway };
+            inbox.push_control(Item::Command(Box::new(command)));
+        }
+    }
+
+    // --- connections ---
+
+    /// Live connections of this node.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more connection may be accepted.
+    pub fn has_room(&self) -> bool {
+        self.connections() < self.connections_max
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        let connections = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        self.meters.connections(connections);
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        let connections = self.connections.fetch_sub(1, Ordering::Relaxed) - 1;
+        self.meters.connections(connections);
+    }
+
+    // --- channels ---
+
+    /// How a channel keeps history; `None` without, or in an unknown namespace.
+    pub fn history_options(&self, channel: &str) -> Option<HistoryOptions> {
+        self.runtime().channels.resolve(channel).ok().and_then(|options| options.history)
+    }
+
+    /// Publishes under the namespace's history options, unless `options.skip_history`. No permission is checked.
+    ///
+    /// # Errors
+    /// When the backplane fails; whether it published is then unknown.
+    pub async fn publish(
+        &self,
+        channel: &ChannelName,
+        publication: NewPublication,
+        options: Publish,
+    ) -> Result<Published, BackplaneError> {
+        let started = Instant::now();
+        let history = if options.skip_history { None } else { self.history_options(channel) };
+        let options = PublishOptions {
+            history,
+            idempotency_key: options.idempotency_key,
+            version: options.version,
+            version_epoch: options.version_epoch,
+        };
+        let result = self.backplane.publish(channel, publication, options).await;
+        self.meters.published(started.elapsed(), result.is_ok());
+        result
+    }
+
+    /// Fans out a join or leave; a failure is only counted, as events are delivered at most once.
+    pub async fn announce(&self, channel: &ChannelName, event: PresenceEvent) {
+        if let Err(error) = self.backplane.announce(channel, event).await {
+            tracing::debug!(%error, "a join or leave event was not published");
+        }
+    }
+
+    /// Reads history of a channel; of one without history, an empty page would be a lie, so that is an error.
+    ///
+    /// # Errors
+    /// When the backplane fails, or the channel keeps no history.
+    pub async fn history(&self, channel: &ChannelName, query: HistoryQuery) -> Result<HistoryPage, BackplaneError> {
+        match self.history_options(channel) {
+            Some(options) => self.backplane.history(channel, query, options).await,
+            None => Err(BackplaneError::Protocol("the channel keeps no history".to_owned())),
+        }
+    }
+
+    // --- shards ---
+
+    /// Acts on connections, on every shard.
+    ///
+    /// # Errors
+    /// When a shard did not answer in time; others may have acted.
+    pub async fn apply(&self, target: Target, action: Action) -> Result<Applied, ShardTimeout> {
+        let action = Arc::new(action);
+        let answers = self
+            .ask(|done| Command::Apply { target: target.clone(), action: action.clone(), done })
+            .await?;
+        Ok(answers.into_iter().fold(Applied::default(), |sum, applied| Applied {
+            matched: sum.matched + applied.matched,
+            already_subscribed: sum.already_subscribed + applied.already_subscribed,
+        }))
+    }
+
+    /// What is on this node, merged over its shards.
+    ///
+    /// # Errors
+    /// When a shard did not answer in time.
+    pub async fn survey(&self) -> Result<NodeSurvey, ShardTimeout> {
+        let mut merged = NodeSurvey::default();
+        let mut users = HashSet::new();
+        for survey in self.ask(|done| Command::Survey { done }).await? {
+            let Survey { counts, users: some, channels } = survey;
+            merged.connections += counts.connections;
+            merged.subscriptions += counts.subscriptions;
+            users.extend(some);
+            for (channel, subscribers) in channels {
+                *merged.channels.entry(channel).or_default() += subscribers;
+            }
+        }
+        merged.users = users.len();
+        Ok(merged)
+    }
+
+    async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Result<Vec<T>, ShardTimeout> {
+        let answers: Vec<_> = self
+            .inboxes
+            .iter()
+            .map(|inbox| {
+                let (done, answer) = oneshot::channel();
+                inbox.push_control(Item::Command(Box::new(command(done))));
+                answer
+            })
+            .collect();
+        let gathered = async {
+            let mut gathered = Vec::with_capacity(answers.len());
+            for answer in answers {
+                gathered.push(answer.await.map_err(|_| ShardTimeout)?);
+            }
+            Ok(gathered)
+        };
+        tokio::time::timeout(COMMAND_TIMEOUT, gathered).await.map_err(|_| ShardTimeout)?
+    }
+}
+
+/// Options of one publish through the node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Publish {
+    /// Fan out without storing, even where the channel keeps history.
+    pub skip_history: bool,
+    /// See [`PublishOptions::idempotency_key`].
+    pub idempotency_key: Option<String>,
+    /// See [`PublishOptions::version`].
+    pub version: u64,
+    /// See [`PublishOptions::version_epoch`].
+    pub version_epoch: String,
+}
+
+/// What is on this node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeSurvey {
+    /// Live connections.
+    pub connections: usize,
+    /// Distinct users.
+    pub users: usize,
+    /// Subscriptions.
+    pub subscriptions: usize,
+    /// Channels with subscribers, and how many.
+    pub channels: BTreeMap<ChannelName, usize>,
+}

@@ -1,0 +1,141 @@
+//! Putting the gateway together: bind, start the shards, serve, drain.
+//!
+//! ```text
+//!   main thread: control runtime (signals, internal listener, sweeps, drain)
+//!   shard 0..n : own thread, own current-thread runtime, own listener
+//! ```
+
+mod control;
+mod drain;
+mod startup;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use backplane::memory::MemoryBackplane;
+use tokio::task::LocalSet;
+
+use crate::hub::HubSettings;
+use crate::node::Node;
+use crate::shard::Shard;
+use crate::shard::inbox::Inbox;
+use crate::transport::accept::{self, Acceptor, AcceptorOptions};
+
+pub use startup::{Options, Places};
+
+/// The binary: arguments and environment in, exit code out.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: BTreeMap<String, String>) -> ExitCode {
+    startup::run(arguments, environment)
+}
+
+/// Serves until a signal ends it, then drains.
+///
+/// # Errors
+/// When an address cannot be bound or a thread cannot be started. Nothing has been accepted then.
+pub fn serve(options: Options) -> Result<ExitCode> {
+    let prometheus = crate::metrics::install()?;
+    let (public, listeners) = accept::bind(options.listen, options.shards)
+        .with_context(|| format!("cannot listen on {} (listen)", options.listen))?;
+    let internal = StdListener::bind(options.internal_listen)
+        .with_context(|| format!("cannot listen on {} (internal.listen)", options.internal_listen))?;
+    internal.set_nonblocking(true)?;
+    let places = Places { public, internal: internal.local_addr()?, tls: options.tls.is_some() };
+
+    let memory = Arc::new(MemoryBackplane::new(options.memory));
+    let inboxes: Vec<_> = (0..options.shards).map(|_| Arc::new(Inbox::new(options.inbox))).collect();
+    let node =
+        Node::new(options.name.clone(), memory.clone(), inboxes.clone(), options.runtime, options.connections_max);
+
+    let api = crate::api::router(node.clone(), options.api);
+    let mut public_routes = Router::new()
+        .route("/connection/websocket", axum::routing::any(crate::transport::upgrade::websocket))
+        .with_state(node.clone());
+    let mut internal_routes = crate::ops::router(node.clone(), prometheus.clone());
+    if options.api_is_internal {
+        internal_routes = internal_routes.merge(api);
+    } else {
+        public_routes = public_routes.merge(api);
+    }
+    if options.demo {
+        public_routes = public_routes.merge(crate::demo::router());
+    }
+
+    let acceptor = AcceptorOptions {
+        node: node.clone(),
+        router: public_routes,
+        tls: options.tls,
+        handshake: options.handshake,
+    };
+    let (failed, failures) = mpsc::channel();
+    for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
+        start_shard(index, &node, inbox, options.hub, listener, acceptor.clone(), failed.clone())?;
+    }
+    control::run(control::Control {
+        node,
+        memory,
+        prometheus,
+        internal,
+        internal_routes,
+        drain: options.drain,
+        places,
+        announce: options.announce,
+        reload: options.reload,
+        failures,
+    })
+}
+
+/// Starts the thread of a shard.
+fn start_shard(
+    index: usize,
+    node: &Arc<Node>,
+    inbox: Arc<Inbox>,
+    hub: HubSettings,
+    listener: StdListener,
+    acceptor: AcceptorOptions,
+    failed: mpsc::Sender<String>,
+) -> Result<()> {
+    let node = node.clone();
+    thread::Builder::new()
+        .name(format!("shard-{index}"))
+        .spawn(move || {
+            if let Err(error) = run_shard(index, node, inbox, hub, listener, acceptor) {
+                // The receiver lives as long as the process.
+                let _ = failed.send(format!("shard {index}: {error}"));
+            }
+        })
+        .with_context(|| format!("cannot start the thread of shard {index}"))?;
+    Ok(())
+}
+
+fn run_shard(
+    index: usize,
+    node: Arc<Node>,
+    inbox: Arc<Inbox>,
+    hub: HubSettings,
+    listener: StdListener,
+    acceptor: AcceptorOptions,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    local.block_on(&runtime, async move {
+        let shard = Shard::new(index, node, inbox, hub);
+        shard.enter();
+        tokio::task::spawn_local(shard.clone().fan_out());
+        tokio::task::spawn_local(shard.keep_time());
+        Acceptor::new(acceptor).run(listener).await
+    })?;
+    Ok(())
+}
+
+/// Where a client and an operator find this gateway.
+pub(crate) fn websocket_url(public: SocketAddr, tls: bool) -> String {
+    let scheme = if tls { "wss" } else { "ws" };
+    format!("{scheme}://{public}/connection/websocket")
+}

@@ -1,0 +1,101 @@
+//! What the server API and operators ask of a shard.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backplane::{ChannelName, ClientId, UserId};
+use bytes::Bytes;
+use session::close::CloseCode;
+use session::io::ServerSubscribe;
+use tokio::sync::oneshot;
+
+/// Which connections a command means.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// Every connection of this user; the empty id is the bucket of anonymous users.
+    pub user: UserId,
+    /// Only this one of them. A text that is no client id matches none.
+    pub client: Option<String>,
+    /// These are left alone (`whitelist`).
+    pub except: Vec<ClientId>,
+}
+
+/// A change of the lifetime of connections.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refresh {
+    /// Close with 3005.
+    pub expired: bool,
+    /// New expiry, Unix seconds; `None` never.
+    pub expire_at: Option<i64>,
+    /// New connection info.
+    pub info: Option<Bytes>,
+}
+
+/// What to do with the connections a [`Target`] means.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Subscribe them.
+    Subscribe(ServerSubscribe),
+    /// End a subscription with push 2000.
+    Unsubscribe(ChannelName),
+    /// Close them.
+    Disconnect(CloseCode),
+    /// Change their lifetime.
+    Refresh(Refresh),
+}
+
+/// How many connections an action met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// Connections it was carried out on.
+    pub matched: usize,
+    /// Connections that were subscribed already (`subscribe` only).
+    pub already_subscribed: usize,
+}
+
+/// Numbers of one shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ShardCounts {
+    /// Live connections.
+    pub connections: usize,
+    /// Subscriptions.
+    pub subscriptions: usize,
+}
+
+/// A survey's answer: channels and users as sets would be large, so they are merged by the caller.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Survey {
+    /// Numbers.
+    pub counts: ShardCounts,
+    /// Distinct users with a connection here.
+    pub users: Vec<UserId>,
+    /// Channels with at least one subscriber here, and how many.
+    pub channels: BTreeMap<ChannelName, usize>,
+}
+
+/// One command, with the way to answer it.
+#[derive(Debug)]
+pub enum Command {
+    /// Act on connections.
+    Apply {
+        /// Which.
+        target: Target,
+        /// What.
+        action: Arc<Action>,
+        /// The answer.
+        done: oneshot::Sender<Applied>,
+    },
+    /// Report what is here.
+    Survey {
+        /// The answer.
+        done: oneshot::Sender<Survey>,
+    },
+    /// Close every connection, evenly spread over the window, and accept no more.
+    Drain {
+        /// Zero closes all at once.
+        window: Duration,
+        /// The code to close with.
+        code: CloseCode,
+    },
+}

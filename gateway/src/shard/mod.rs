@@ -1,0 +1,333 @@
+//! A shard: one core's listener, connections, sessions and channels, on one thread with its own runtime.
+//!
+//! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
+//! session, task), [`drive`] (carrying out what sessions and the hub ask for), [`pass`] (fan-out), [`batch`]
+//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`], [`wheel`], [`users`].
+
+pub mod batch;
+pub mod command;
+pub mod connection;
+mod drain;
+mod drive;
+pub mod inbox;
+mod pass;
+mod perform;
+mod users;
+pub mod wheel;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use protocol::Encoding;
+use session::Session;
+use session::io::{Input, Output};
+use session::time::{Now, Tick};
+use slab::Slab;
+
+use self::batch::Batches;
+use self::connection::{Connection, ConnectionTask, Phase};
+use self::inbox::Inbox;
+use self::users::Users;
+use self::wheel::Wheel;
+use crate::hub::shard_hub::HubCounters;
+use crate::hub::{ConnKey, Effect, Hub, HubSettings};
+use crate::metrics::{ShardGauges, ShardMeters};
+use crate::node::Node;
+use crate::transport::socket::{Socket, Stream};
+
+/// Bytes read from a socket in one go, shared by all connections of a shard.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+/// How long a closing connection may wait for the peer's close frame (protocol section 5.3).
+const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Sizes that the socket side of a connection needs on every event.
+#[derive(Clone, Copy, Debug)]
+pub struct IoLimits {
+    /// Largest client message; above it the connection is closed with 1009.
+    pub message_bytes: usize,
+    /// Bytes that may wait for a peer; above it the connection is closed with 3008.
+    pub queue_bytes: usize,
+}
+
+/// Something to do before the current event is over.
+enum Work {
+    Input(Rc<Connection>, Input),
+    Output(Rc<Connection>, Output),
+    Effect(Effect),
+}
+
+/// One core's worth of gateway. Lives on its own thread.
+pub struct Shard {
+    /// Its number, from 0.
+    pub index: usize,
+    /// What all shards share.
+    pub node: Arc<Node>,
+    inbox: Arc<Inbox>,
+    hub: RefCell<Hub>,
+    connections: RefCell<Slab<Rc<Connection>>>,
+    next_generation: Cell<u32>,
+    users: RefCell<Users>,
+    wheel: RefCell<Wheel>,
+    batches: RefCell<Batches>,
+    /// Connections with a batch.
+    dirty: RefCell<Vec<Rc<Connection>>>,
+    /// Connections with replies.
+    touched: RefCell<Vec<Rc<Connection>>>,
+    work: RefCell<VecDeque<Work>>,
+    running: Cell<bool>,
+    /// The fan-out task is at work: it will see what becomes dirty.
+    passing: Cell<bool>,
+    scratch: RefCell<Option<Box<[u8]>>>,
+    /// Emptied reply buffers and output lists, kept to be used again.
+    spare_replies: RefCell<Vec<Vec<u8>>>,
+    outputs: RefCell<Vec<Output>>,
+    meters: ShardMeters,
+    reported: RefCell<Reported>,
+    draining: Cell<bool>,
+}
+
+/// What was last added to the node's gauges and counters by this shard.
+#[derive(Default)]
+struct Reported {
+    hub: HubCounters,
+    gauges: ShardGauges,
+    ticks: u32,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Shard>>> = const { RefCell::new(None) };
+}
+
+impl Shard {
+    /// A shard without connections.
+    pub fn new(index: usize, node: Arc<Node>, inbox: Arc<Inbox>, hub: HubSettings) -> Rc<Self> {
+        let now = node.now().tick;
+        Rc::new(Self {
+            index,
+            inbox,
+            hub: RefCell::new(Hub::new(hub)),
+            connections: RefCell::new(Slab::new()),
+            next_generation: Cell::new(0),
+            users: RefCell::default(),
+            wheel: RefCell::new(Wheel::new(now)),
+            batches: RefCell::default(),
+            dirty: RefCell::default(),
+            touched: RefCell::default(),
+            work: RefCell::default(),
+            running: Cell::new(false),
+            passing: Cell::new(false),
+            scratch: RefCell::new(Some(vec![0; SCRATCH_BYTES].into())),
+            spare_replies: RefCell::default(),
+            outputs: RefCell::default(),
+            meters: ShardMeters::new(),
+            reported: RefCell::default(),
+            draining: Cell::new(false),
+            node,
+        })
+    }
+
+    /// Makes this the shard of the calling thread.
+    pub fn enter(self: &Rc<Self>) {
+        CURRENT.with(|current| *current.borrow_mut() = Some(self.clone()));
+    }
+
+    /// The shard of the calling thread. `None` on other threads.
+    pub fn current() -> Option<Rc<Self>> {
+        CURRENT.with(|current| current.borrow().clone())
+    }
+
+    /// Both clocks, now.
+    pub fn now(&self) -> Now {
+        self.node.now()
+    }
+
+    /// True once no new connection is wanted.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Takes over an upgraded stream: from here on it is a connection of this shard.
+    pub fn adopt(self: &Rc<Self>, stream: Stream, encoding: Encoding, first_bytes: &[u8]) {
+        let now = self.now();
+        let runtime = self.node.runtime();
+        let session = Session::new(&runtime.context(), now, backplane::ClientId::random());
+        let generation = self.next_generation.get();
+        self.next_generation.set(generation.wrapping_add(1));
+        let connection = {
+            let mut connections = self.connections.borrow_mut();
+            let entry = connections.vacant_entry();
+            let index = u32::try_from(entry.key()).expect("fewer than 2^32 connections fit in memory");
+            let key = ConnKey { index, generation };
+            let socket = Socket::new(stream);
+            let connection = Rc::new(Connection::new(key, encoding, session, socket, first_bytes));
+            entry.insert(connection.clone());
+            connection
+        };
+        self.hub.borrow_mut().attach(connection.key);
+        self.node.connection_opened();
+        self.arm(&connection, now.tick);
+        tokio::task::spawn_local(ConnectionTask { shard: self.clone(), connection: connection.clone() });
+        if self.draining.get() {
+            self.input(&connection, Input::Close(session::close::CloseCode::GoingAway));
+        }
+    }
+
+    /// The socket of a connection is over: its session cleans up, its place is freed.
+    pub(crate) fn finish(self: &Rc<Self>, connection: &Rc<Connection>) {
+        if connection.phase.get() == Phase::Gone {
+            return;
+        }
+        connection.phase.set(Phase::Gone);
+        {
+            let mut io = connection.io.borrow_mut();
+            io.socket = None;
+            io.leftover = None;
+        }
+        connection.corked.take();
+        self.unindex(connection);
+        self.input(connection, Input::Gone);
+        self.detach_from_hub(connection);
+        self.node.connection_closed();
+        self.release_if_over(connection);
+    }
+
+    /// Frees the place of a connection that is gone and whose joins are all answered.
+    fn release_if_over(&self, connection: &Rc<Connection>) {
+        if connection.phase.get() == Phase::Gone && connection.joins_in_flight.get() == 0 {
+            let mut connections = self.connections.borrow_mut();
+            let index = connection.key.index as usize;
+            if connections.get(index).is_some_and(|entry| Rc::ptr_eq(entry, connection)) {
+                connections.remove(index);
+                if connections.is_empty() {
+                    connections.shrink_to_fit();
+                }
+            }
+        }
+    }
+
+    fn connection(&self, key: ConnKey) -> Option<Rc<Connection>> {
+        self.connections.borrow().get(key.index as usize).filter(|connection| connection.key == key).cloned()
+    }
+
+    fn unindex(&self, connection: &Connection) {
+        if connection.indexed.replace(false) {
+            let session = connection.session.borrow();
+            if let Some(info) = session.info() {
+                self.users.borrow_mut().remove(&info.user, connection.key.index);
+            }
+        }
+    }
+
+    fn detach_from_hub(self: &Rc<Self>, connection: &Connection) {
+        let now = self.now().tick;
+        self.with_hub(|hub, port| hub.detach(connection.key, now, port));
+        self.run();
+    }
+
+    /// Sizes for the socket side, as configured now.
+    pub(crate) fn io_limits(&self) -> IoLimits {
+        self.node.runtime().io
+    }
+
+    /// The buffer to read into; give it back.
+    fn scratch(&self) -> Box<[u8]> {
+        self.scratch.borrow_mut().take().unwrap_or_else(|| vec![0; SCRATCH_BYTES].into())
+    }
+
+    fn give_back_scratch(&self, scratch: Box<[u8]>) {
+        *self.scratch.borrow_mut() = Some(scratch);
+    }
+
+    /// Puts the session's next deadline (or the closing deadline) on the wheel, if it is earlier than what is there.
+    fn arm(&self, connection: &Connection, now: Tick) {
+        let deadline = match connection.phase.get() {
+            Phase::Open => connection.session.borrow().next_deadline(),
+            Phase::Closing | Phase::Discarding => Some(connection.drop_at.get()),
+            Phase::Gone => None,
+        };
+        let Some(deadline) = deadline else { return };
+        let mut wheel = self.wheel.borrow_mut();
+        let slot = wheel.slot_for(deadline.max(now));
+        if slot < connection.armed.get() {
+            connection.armed.set(slot);
+            wheel.insert(slot, connection.key);
+        }
+    }
+
+    /// Looks at every connection whose slot has come.
+    fn turn_wheel(self: &Rc<Self>) {
+        let now = self.now();
+        loop {
+            let Some((slot, due)) = self.wheel.borrow_mut().next_due(now.tick) else { return };
+            for key in due {
+                let Some(connection) = self.connection(key) else { continue };
+                if connection.armed.get() != slot {
+                    continue;
+                }
+                connection.armed.set(u64::MAX);
+                match connection.phase.get() {
+                    Phase::Open => {
+                        let deadline = connection.session.borrow().next_deadline();
+                        if deadline.is_some_and(|deadline| deadline <= now.tick) {
+                            self.input(&connection, Input::Deadline);
+                        }
+                    }
+                    Phase::Closing | Phase::Discarding if connection.drop_at.get() <= now.tick => {
+                        self.finish(&connection);
+                        connection.wake();
+                    }
+                    Phase::Closing | Phase::Discarding | Phase::Gone => {}
+                }
+                self.arm(&connection, now.tick);
+            }
+        }
+    }
+
+    /// One client message: its commands go to the session, in order.
+    pub(crate) fn message(self: &Rc<Self>, connection: &Rc<Connection>, payload: &Bytes) {
+        let runtime = self.node.runtime();
+        for command in protocol::decode_commands(connection.encoding, payload, &runtime.limits) {
+            self.meters.received();
+            let input = match command {
+                Ok(command) => Input::Command(command),
+                Err(_) => Input::Undecodable,
+            };
+            self.enqueue(Work::Input(connection.clone(), input));
+        }
+        self.run();
+    }
+
+    /// One input for a session, and everything that follows from it.
+    pub(crate) fn input(self: &Rc<Self>, connection: &Rc<Connection>, input: Input) {
+        self.enqueue(Work::Input(connection.clone(), input));
+        self.run();
+    }
+
+    fn enqueue(&self, work: Work) {
+        self.work.borrow_mut().push_back(work);
+    }
+
+    /// Hands on what was counted; the gauges, which look at every connection, once a second.
+    fn report(&self) {
+        let mut reported = self.reported.borrow_mut();
+        let counters = self.hub.borrow().counters();
+        self.meters.report(&reported.hub, &counters);
+        reported.hub = counters;
+        reported.ticks += 1;
+        if reported.ticks % 10 == 0 {
+            let hub = self.hub.borrow();
+            let queue_bytes = self.connections.borrow().iter().map(|(_, connection)| connection.queued_bytes()).sum();
+            let gauges = ShardGauges {
+                queue_bytes,
+                channels: hub.channel_count(),
+                subscriptions: hub.subscription_count(),
+            };
+            self.meters.report_gauges(&reported.gauges, &gauges);
+            reported.gauges = gauges;
+        }
+    }
+}
