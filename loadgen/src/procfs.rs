@@ -115,7 +115,7 @@ pub struct Machine {
     pub kernel: String,
     /// Model of the first processor.
     pub cpu: String,
-    /// Cores this process could use when it started.
+    /// Cores that are online.
     pub cores: usize,
     /// RAM in bytes.
     pub memory_bytes: u64,
@@ -130,7 +130,7 @@ impl Machine {
         Self {
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             cpu: model.and_then(|line| line.split_once(':')).map_or(String::new(), |(_, name)| name.trim().to_owned()),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores: CoreTimes::now().0.len(),
             memory_bytes: parse_kib_line(&text("/proc/meminfo"), "MemTotal:").unwrap_or(0),
         }
     }

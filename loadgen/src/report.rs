@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use comfy_table::Table;
+use comfy_table::presets::ASCII_FULL_CONDENSED;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -108,6 +109,7 @@ impl<T: Figures> Report<T> {
         let Machine { kernel, cpu, cores, memory_bytes } = &self.machine;
         let gib = *memory_bytes as f64 / (1u64 << 30) as f64;
         let mut table = Table::new();
+        table.load_style(ASCII_FULL_CONDENSED);
         table.set_header(["loadgen".to_owned(), format!("{} {}", self.loadgen, self.scenario)]);
         table.add_row(["command".to_owned(), self.command.clone()]);
         table.add_row(["machine".to_owned(), format!("{cores} x {cpu}, {gib:.0} GiB, Linux {kernel}")]);

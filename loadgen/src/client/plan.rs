@@ -30,6 +30,8 @@ pub struct Plan {
     pub connect_timeout: Duration,
     /// Reconnect after a cut and recover, instead of counting the connection as lost.
     pub resume: bool,
+    /// How long nothing may be delivered after the last publish before what is missing counts as missing.
+    pub settle: Duration,
     /// Identity of the run in its messages.
     pub run: u32,
     /// Length of each payload in bytes.

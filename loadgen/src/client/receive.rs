@@ -274,9 +274,8 @@ impl Worker {
         let again = std::mem::replace(&mut self.subscribed[subscription], true);
         if again && result.recovered {
             self.audit.claimed_recovered(subscription);
-        } else if again {
-            let elapsed = self.shared.start_ns().map_or(0, |start| now.saturating_sub(start));
-            self.audit.told_missed(subscription, elapsed);
+        } else if again && let Some(start) = self.shared.start_ns().filter(|start| *start <= now) {
+            self.audit.told_missed(subscription, now - start);
         }
         if let Some(position) = self.positions.get_mut(subscription) {
             // With `recovered` the offset in the reply is the client's own, and its publications move it on.

@@ -22,7 +22,7 @@ use super::publisher::Publishers;
 use super::shared::{Phase, Progress, Reasons, Shared, microseconds};
 use super::socket::{Cut, Outbox, open};
 use crate::audit::{Audit, Outcome};
-use crate::frame::Assembler;
+use crate::frame::{Assembler, CLOSE, write_frame};
 use crate::http::upgrade_request;
 use crate::stamp::Scanner;
 use crate::wire::Position;
@@ -212,7 +212,19 @@ impl Worker {
             }
         }
         self.close_window(sys::monotonic_ns());
+        self.say_goodbye();
         Harvest { audit: self.audit, tally: self.tally, published: self.publishers.map(Publishers::finish) }
+    }
+
+    /// Ends open connections as the protocol wants it. Errors do not matter any more.
+    fn say_goodbye(&mut self) {
+        let mut close = Vec::new();
+        write_frame(CLOSE, &1000u16.to_be_bytes(), Some(self.mask), &mut close);
+        for Connection { socket, outbox, .. } in &mut self.connections {
+            if let Some(socket) = socket {
+                let _ = outbox.write(socket, &close);
+            }
+        }
     }
 
     fn pass(&mut self, events: &mut [sys::Event]) -> io::Result<()> {

@@ -141,6 +141,8 @@ impl CompareResult {
         let gateways: Vec<&FanoutResult> = gateway.iter().collect();
         let (gateway_us_per_delivery, limit_us_per_delivery) = (best(&gateways), best(&limits));
         let ratio = gateway_us_per_delivery.zip(limit_us_per_delivery).map(|(gateway, limit)| gateway / limit);
+        // A limit run too short for the kernel's clock ticks gives nothing to divide by.
+        let ratio = ratio.filter(|ratio| ratio.is_finite());
         Self { gateway_us_per_delivery, limit_us_per_delivery, ratio, gateway, limit }
     }
 

@@ -14,8 +14,6 @@ use crate::usage::{ServerMeter, ServerUsage};
 
 /// From the decision to start to the first message, so that every worker notices first.
 const START_LEAD: Duration = Duration::from_millis(200);
-/// How long nothing may be delivered after publishing has ended before what is missing counts as missing.
-const QUIET: Duration = Duration::from_secs(5);
 /// How long deliveries may go on after the end of the schedule, at most.
 const BACKLOG: Duration = Duration::from_secs(120);
 
@@ -102,7 +100,7 @@ fn delivered(client: &Client) {
             return;
         }
         let now = Instant::now();
-        if is_broken(client) || now > deadline || (published && now > moved + QUIET) {
+        if is_broken(client) || now > deadline || (published && now > moved + client.plan.settle) {
             return;
         }
         pause();

@@ -52,6 +52,9 @@ pub struct ClientOptions {
     /// Seconds one connection may take until its last subscribe reply
     #[arg(long, value_name = "SECS", default_value_t = 10.0, value_parser = seconds)]
     pub connect_timeout: f64,
+    /// Seconds without any delivery, after the last publish, before what is missing counts as missing
+    #[arg(long, value_name = "SECS", default_value_t = 5.0, value_parser = seconds)]
+    pub settle: f64,
     /// Receiving threads; the first one publishes too
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
@@ -153,6 +156,7 @@ impl ClientOptions {
             opening_max: self.opening as usize,
             connect_timeout: Duration::from_secs_f64(self.connect_timeout),
             resume: false,
+            settle: Duration::from_secs_f64(self.settle),
             run,
             payload_bytes: PAYLOAD_LEN_MIN,
             publishing: Publishing::Nobody,
