@@ -192,15 +192,17 @@ export async function runAll(scenarios, makeWorld, print) {
   for (const [index, scenario] of scenarios.entries()) {
     const world = makeWorld(`${index + 1}`);
     try {
-      // A scenario waits for several events in a row, each with its own deadline; this one bounds them all.
-      await within(scenario.run(world), scenario.name, 4 * DEADLINE_MS);
+      try {
+        // A scenario waits for several events in a row, each with its own deadline; this one bounds them all.
+        await within(scenario.run(world), scenario.name, 4 * DEADLINE_MS);
+      } finally {
+        await world.close();
+      }
       print(`ok ${index + 1} - ${scenario.name}`);
     } catch (error) {
       failed += 1;
       print(`not ok ${index + 1} - ${scenario.name}`);
       print(`# ${String(error?.stack ?? JSON.stringify(error)).replaceAll('\n', '\n# ')}`);
-    } finally {
-      await world.close();
     }
   }
   return failed;

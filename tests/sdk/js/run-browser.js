@@ -6,9 +6,8 @@ import http from 'node:http';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-import { chromium } from 'playwright-core';
-
 import { Backend, settings } from './backend.js';
+import { launch } from './browser.js';
 
 const root = path.dirname(fileURLToPath(import.meta.url));
 const PAGE = '<!doctype html><title>scenarios</title><script src="/node_modules/centrifuge/dist/centrifuge.js"></script>';
@@ -37,19 +36,7 @@ const setup = settings();
 const backend = new Backend(setup);
 const only = process.argv[2] ?? '';
 
-const browser = await chromium.launch({
-  executablePath: process.env.EVENKEEL_TEST_CHROMIUM ?? '/usr/bin/chromium',
-  args: [
-    '--no-sandbox',
-    '--disable-gpu',
-    '--disable-quic',
-    '--disable-dev-shm-usage',
-    '--no-first-run',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-  ],
-});
+const browser = await launch();
 
 let failed = 1;
 try {
