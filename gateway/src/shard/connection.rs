@@ -54,12 +54,19 @@ pub struct Connection {
     /// On the list of connections to flush at the end of the event.
     pub(super) touched: Cell<bool>,
     /// Deliveries held back until the connect reply. `None` nearly always.
-    pub(super) corked: RefCell<Option<Box<Vec<Arc<Outgoing>>>>>,
+    pub(super) corked: RefCell<Option<Box<Corked>>>,
     /// The wheel slot that counts; `u64::MAX` when none is armed.
     pub(super) armed: Cell<u64>,
     /// When a closing connection is dropped without the peer's consent.
     pub(super) drop_at: Cell<Tick>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// Deliveries that wait for the connect reply.
+#[derive(Debug, Default)]
+pub(super) struct Corked {
+    pub held: Vec<Arc<Outgoing>>,
+    pub bytes: usize,
 }
 
 /// The parts of a connection that touch the socket.

@@ -34,27 +34,61 @@ impl Shard {
             return;
         }
         loop {
+            self.work_off();
+            let touched = std::mem::take(&mut *self.touched.borrow_mut());
+            if touched.is_empty() {
+                break;
+            }
+            for connection in &touched {
+                connection.touched.set(false);
+                self.flush(connection);
+            }
+            self.recycle_touched(touched);
+        }
+        self.running.set(false);
+        if !self.passing.get() && !self.dirty.borrow().is_empty() {
+            self.inbox.nudge();
+        }
+    }
+
+    /// Does what is queued, without writing yet.
+    fn work_off(self: &Rc<Self>) {
+        loop {
             let work = self.work.borrow_mut().pop_front();
             match work {
                 Some(Work::Input(connection, input)) => self.feed(&connection, input),
                 Some(Work::Output(connection, output)) => self.carry_out(&connection, output),
                 Some(Work::Effect(effect)) => self.effect(effect),
-                None => {
-                    let touched = std::mem::take(&mut *self.touched.borrow_mut());
-                    if touched.is_empty() {
-                        break;
-                    }
-                    for connection in &touched {
-                        connection.touched.set(false);
-                        self.flush(connection);
-                    }
-                    self.recycle_touched(touched);
-                }
+                None => return,
             }
         }
-        self.running.set(false);
-        if !self.passing.get() && !self.dirty.borrow().is_empty() {
-            self.inbox.nudge();
+    }
+
+    /// One client message: each command is carried out as far as it goes before the next one is looked at, and the
+    /// replies to all of them are written together.
+    pub(super) fn message(self: &Rc<Self>, connection: &Rc<Connection>, payload: &Bytes) {
+        let outermost = !self.running.replace(true);
+        let limits = self.node.runtime().limits;
+        for command in protocol::decode_commands(connection.encoding, payload, &limits) {
+            self.meters.received();
+            let input = match command {
+                Ok(command) => Input::Command(command),
+                Err(error) => {
+                    tracing::debug!(%error, "a client frame cannot be decoded");
+                    Input::Undecodable
+                }
+            };
+            self.enqueue(Work::Input(connection.clone(), input));
+            if outermost {
+                self.work_off();
+            }
+            if connection.phase.get() != Phase::Open {
+                break;
+            }
+        }
+        if outermost {
+            self.running.set(false);
+            self.run();
         }
     }
 
@@ -415,7 +449,7 @@ impl Shard {
     /// Appends the deliveries that waited for the connect reply.
     fn uncork(self: &Rc<Self>, connection: &Rc<Connection>) {
         let Some(corked) = connection.corked.borrow_mut().take() else { return };
-        for outgoing in corked.iter() {
+        for outgoing in &corked.held {
             self.append(connection, outgoing);
         }
         if !connection.touched.replace(true) {
@@ -449,11 +483,11 @@ impl Shard {
     fn cork(&self, connection: &Rc<Connection>, outgoing: &Arc<Outgoing>) {
         let mut corked = connection.corked.borrow_mut();
         let corked = corked.get_or_insert_default();
-        let bytes: usize = corked.iter().map(|held| held.weight()).sum();
-        if bytes + outgoing.weight() > self.io_limits().queue_bytes {
+        corked.bytes += outgoing.weight();
+        if corked.bytes > self.io_limits().queue_bytes {
             self.enqueue(Work::Input(connection.clone(), Input::Close(CloseCode::Slow)));
         } else {
-            corked.push(outgoing.clone());
+            corked.held.push(outgoing.clone());
         }
     }
 

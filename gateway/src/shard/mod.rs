@@ -20,7 +20,6 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use protocol::Encoding;
 use session::Session;
 use session::io::{Input, Output};
@@ -287,20 +286,6 @@ impl Shard {
         }
     }
 
-    /// One client message: its commands go to the session, in order.
-    pub(crate) fn message(self: &Rc<Self>, connection: &Rc<Connection>, payload: &Bytes) {
-        let runtime = self.node.runtime();
-        for command in protocol::decode_commands(connection.encoding, payload, &runtime.limits) {
-            self.meters.received();
-            let input = match command {
-                Ok(command) => Input::Command(command),
-                Err(_) => Input::Undecodable,
-            };
-            self.enqueue(Work::Input(connection.clone(), input));
-        }
-        self.run();
-    }
-
     /// One input for a session, and everything that follows from it.
     pub(crate) fn input(self: &Rc<Self>, connection: &Rc<Connection>, input: Input) {
         self.enqueue(Work::Input(connection.clone(), input));
@@ -318,7 +303,7 @@ impl Shard {
         self.meters.report(&reported.hub, &counters);
         reported.hub = counters;
         reported.ticks += 1;
-        if reported.ticks % 10 == 0 {
+        if reported.ticks.is_multiple_of(10) {
             let hub = self.hub.borrow();
             let queue_bytes = self.connections.borrow().iter().map(|(_, connection)| connection.queued_bytes()).sum();
             let gauges = ShardGauges {
