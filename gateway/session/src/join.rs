@@ -15,7 +15,7 @@ use crate::io::{Join, Joined, OperationError, Output, SubscriptionOptions};
 use crate::plan::{Wish, plan};
 use crate::session::{Hub, Session, push, reply, unsubscribe_body};
 use crate::settings::{Context, Settings};
-use crate::subscriptions::{Entry, Flags};
+use crate::subscriptions::{Entry, Flags, with_chan_info, with_conn_info};
 use crate::time::Now;
 
 /// Who is told when the subscription is there.
@@ -84,6 +84,13 @@ impl PendingJoin {
         }
     }
 
+    /// Carries a new connection info over to the info of this subscription.
+    pub fn set_conn_info(&mut self, conn_info: &Bytes) {
+        if let Some(info) = &mut self.info {
+            *info = with_conn_info(info, conn_info);
+        }
+    }
+
     /// The result to tell the client, by the table of protocol section 4.4.
     fn result(&self, settings: &Settings, now: Now, joined: &Joined) -> SubscribeResult {
         // More than the limit is no recovery: the read was to stop there, and the reply has to stay bounded.
@@ -130,10 +137,7 @@ impl Session {
         let connection_info = self.known_info().clone();
         let plan = plan(options, granted.overrides, &wish, self.caller(ctx, &connection_info, &channel));
         let flags = plan.flags.with(Flags::SERVER_SIDE, !matches!(origin, Origin::Command(_)));
-        let info = (!granted.info.is_empty()).then(|| {
-            let chan_info = granted.info;
-            Arc::new(ClientInfo { chan_info, ..ClientInfo::clone(&connection_info) })
-        });
+        let info = with_chan_info(&connection_info, granted.info);
         let recovering = plan.recover.is_some();
         out.push(Output::Join(Join {
             channel: channel.clone(),

@@ -1,8 +1,6 @@
 //! The commands `refresh` and `sub_refresh` (protocol sections 4.6 and 6.3).
 
-use std::sync::Arc;
-
-use backplane::{ChannelName, ClientInfo};
+use backplane::ChannelName;
 use bytes::Bytes;
 use protocol::{RefreshRequest, RefreshResult, ReplyBody, SubRefreshRequest, SubRefreshResult};
 
@@ -14,7 +12,7 @@ use crate::io::{ConnectionGrant, Output, SubscriptionGrant, TokenError, TokenPur
 use crate::session::{Refusal, Session, reply};
 use crate::settings::Context;
 use crate::subscribe::is_meant_for;
-use crate::subscriptions::Flags;
+use crate::subscriptions::{Flags, with_chan_info, with_conn_info};
 use crate::time::Now;
 
 impl Session {
@@ -77,11 +75,15 @@ impl Session {
     /// From here on others see the client with this info. Entries in presence keep the one they were made with.
     pub(crate) fn set_conn_info(&mut self, conn_info: Bytes) {
         let info = self.known_info();
-        if info.conn_info != conn_info {
-            for entry in self.subs.iter_mut() {
-                entry.set_conn_info(&conn_info);
-            }
-            self.info = Some(Arc::new(ClientInfo { conn_info, ..ClientInfo::clone(self.known_info()) }));
+        if info.conn_info == conn_info {
+            return;
+        }
+        self.info = Some(with_conn_info(info, &conn_info));
+        for entry in self.subs.iter_mut() {
+            entry.set_conn_info(&conn_info);
+        }
+        for join in self.pending.iter_mut().flat_map(|pending| &mut pending.joins) {
+            join.set_conn_info(&conn_info);
         }
     }
 
@@ -158,8 +160,7 @@ impl Session {
             self.end_subscription(channel, UnsubscribeCode::SubscriptionExpired, out);
             return Ok(SubRefreshResult::default());
         };
-        let chan_info = grant.options.info;
-        let chan_info = (!chan_info.is_empty()).then(|| Arc::new(ClientInfo { chan_info, ..ClientInfo::clone(&info) }));
+        let chan_info = with_chan_info(&info, grant.options.info);
         let expiry = expiry_tick(now, grant.expire_at, ctx.settings.expired_subscription_close_delay);
         entry.set_extra(chan_info, expiry);
         self.deadlines.expect_subscription(expiry);

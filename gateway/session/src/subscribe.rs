@@ -24,7 +24,8 @@ pub(crate) fn is_known_delta(delta: &str) -> bool {
 
 /// Whether a subscription token was made for this channel, user and connection.
 pub(crate) fn is_meant_for(grant: &SubscriptionGrant, channel: &str, user: &UserId, client: ClientId) -> bool {
-    let client_matches = grant.client.as_deref().is_none_or(|bound| ClientId::parse(bound) == Some(client));
+    let bound = grant.client.as_deref().filter(|bound| !bound.is_empty());
+    let client_matches = bound.is_none_or(|bound| ClientId::parse(bound) == Some(client));
     grant.channel == channel && grant.user == *user && client_matches
 }
 

@@ -90,10 +90,19 @@ impl Entry {
     /// Carries a new connection info over to the info of this subscription.
     pub fn set_conn_info(&mut self, conn_info: &Bytes) {
         if let Some(info) = self.extra.as_mut().and_then(|extra| extra.info.as_mut()) {
-            let conn_info = conn_info.clone();
-            *info = Arc::new(ClientInfo { conn_info, ..ClientInfo::clone(info) });
+            *info = with_conn_info(info, conn_info);
         }
     }
+}
+
+/// The same client with another connection info.
+pub(crate) fn with_conn_info(info: &ClientInfo, conn_info: &Bytes) -> Arc<ClientInfo> {
+    Arc::new(ClientInfo { conn_info: conn_info.clone(), ..info.clone() })
+}
+
+/// The same client in a channel where it has an info of its own; `None` when it has not.
+pub(crate) fn with_chan_info(info: &ClientInfo, chan_info: Bytes) -> Option<Arc<ClientInfo>> {
+    (!chan_info.is_empty()).then(|| Arc::new(ClientInfo { chan_info, ..info.clone() }))
 }
 
 /// Subscriptions sorted by channel. At most `channels_per_connection` of them, which the callers see to.

@@ -106,14 +106,19 @@ fn a_refresh_renews_the_info_others_see() {
     world.send(r#"{"id":3,"subscribe":{"channel":"a","token":"t"}}"#);
     let mut token = sub_grant("u", "a");
     token.options.info = Bytes::from_static(b"{\"c\":1}");
-    world.verified(3, "a", Ok(token));
+    world.verified(3, "a", Ok(token.clone()));
     world.joined("a", Joined::default());
+    world.send(r#"{"id":4,"subscribe":{"channel":"late","token":"t"}}"#);
+    world.verified(4, "late", Ok(SubscriptionGrant { channel: "late".to_owned(), ..token }));
     world.send(REFRESH);
     let token = ConnectionGrant { info: Bytes::from_static(b"{\"n\":2}"), ..grant("u") };
     world.give(Input::RefreshVerified { id: 2, result: Ok(token) });
     assert_eq!(world.send(r#"{"id":4,"publish":{"channel":"b","data":1}}"#), [r#"publish 4 b 1 by u({"n":2},)"#]);
     let out = world.send(r#"{"id":5,"publish":{"channel":"a","data":1}}"#);
     assert_eq!(out, [r#"publish 5 a 1 by u({"n":2},{"c":1})"#]);
+    world.joined("late", Joined::default());
+    let out = world.send(r#"{"id":6,"publish":{"channel":"late","data":1}}"#);
+    assert_eq!(out, [r#"publish 6 late 1 by u({"n":2},{"c":1})"#]);
     assert_eq!(world.session.info().map(|info| info.conn_info.clone()), Some(Bytes::from_static(b"{\"n\":2}")));
 }
 

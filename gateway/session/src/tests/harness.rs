@@ -122,6 +122,8 @@ impl World {
         while let Some(deadline) = self.session.next_deadline().filter(|deadline| *deadline <= end) {
             self.advance_to(deadline);
             out.extend(self.give(Input::Deadline));
+            let next = self.session.next_deadline();
+            assert!(next.is_none_or(|next| next > self.now.tick), "a deadline that does not move");
         }
         self.advance_to(end);
         out

@@ -168,11 +168,14 @@ impl Model {
             Step::ServerSubscribe(seed) => {
                 let request = ServerSubscribe {
                     channel: name(channel_of(seed)),
-                    info: if seed % 3 == 0 { Bytes::from_static(b"{}") } else { Bytes::new() },
+                    info: if seed.is_multiple_of(3) { Bytes::from_static(b"{}") } else { Bytes::new() },
                     data: Bytes::new(),
-                    recover_since: (seed % 5 == 0).then(|| position("e", 1)),
-                    expire_at: (seed % 7 == 0).then_some(self.world.now.unix + 30),
-                    overrides: Overrides { join_leave: (seed % 2 == 0).then_some(true), ..Overrides::default() },
+                    recover_since: (seed.is_multiple_of(5)).then(|| position("e", 1)),
+                    expire_at: (seed.is_multiple_of(7)).then_some(self.world.now.unix + 30),
+                    overrides: Overrides {
+                        join_leave: (seed.is_multiple_of(2)).then_some(true),
+                        ..Overrides::default()
+                    },
                 };
                 self.give(Input::ServerSubscribe(Box::new(request)));
             }
@@ -181,8 +184,8 @@ impl Model {
                 self.give(Input::ServerUnsubscribe { channel, code: 2000, reason: "server unsubscribe" });
             }
             Step::ServerRefresh(how) => {
-                let expire_at = (how % 3 == 0).then_some(self.world.now.unix + i64::from(how));
-                let info = (how % 2 == 0).then(|| Bytes::from_static(b"1"));
+                let expire_at = (how.is_multiple_of(3)).then_some(self.world.now.unix + i64::from(how));
+                let info = (how.is_multiple_of(2)).then(|| Bytes::from_static(b"1"));
                 self.give(Input::ServerRefresh { expired: how == 1, expire_at, info });
             }
             Step::Pass(time) => self.pass(u64::from(time) * 100),
@@ -199,7 +202,7 @@ impl Model {
         let id = self.next_id;
         let channel = channel_of(seed).to_owned();
         let token = "t".to_owned();
-        let recover = seed % 3 == 0;
+        let recover = seed.is_multiple_of(3);
         let subscribe = |token: String| SubscribeRequest {
             channel: channel.clone(),
             token,
@@ -212,7 +215,7 @@ impl Model {
         let request = match kind {
             Kind::Connect => {
                 self.connect_id = id;
-                let token = if seed % 4 == 0 { String::new() } else { token };
+                let token = if seed.is_multiple_of(4) { String::new() } else { token };
                 let subs = [("room:b".to_owned(), SubscribeRequest::default())].into();
                 Some(Request::Connect(ConnectRequest { token, subs, ..ConnectRequest::default() }))
             }
@@ -248,7 +251,7 @@ impl Model {
             return;
         }
         let request = self.requests.swap_remove(which % self.requests.len());
-        let well = how % 8 != 0;
+        let well = !how.is_multiple_of(8);
         let token_error = match how % 24 {
             0 => TokenError::Expired,
             8 => key_server_down(),
@@ -259,10 +262,10 @@ impl Model {
         let input = match request {
             Output::VerifyConnection { .. } => {
                 let mut grant = grant_with_subs("u", ["log:a", "room:a"]);
-                if how % 2 == 0 {
+                if how.is_multiple_of(2) {
                     grant.subs.clear();
                 }
-                grant.expire_at = (how % 3 == 0).then_some(now + 60);
+                grant.expire_at = (how.is_multiple_of(3)).then_some(now + 60);
                 Input::ConnectionVerified(if well { Ok(grant) } else { Err(token_error) })
             }
             Output::VerifyRefresh { id, .. } => {
@@ -270,7 +273,7 @@ impl Model {
                 Input::RefreshVerified { id, result: if well { Ok(grant) } else { Err(key_server_down()) } }
             }
             Output::VerifySubscription { id, purpose, channel, .. } => {
-                let expire_at = (how % 3 == 0).then_some(now + 10);
+                let expire_at = (how.is_multiple_of(3)).then_some(now + 10);
                 let grant = SubscriptionGrant { expire_at, ..sub_grant("u", &channel) };
                 let error = if purpose == TokenPurpose::SubRefresh { TokenError::Expired } else { token_error };
                 Input::SubscriptionVerified { id, purpose, channel, result: if well { Ok(grant) } else { Err(error) } }
@@ -278,7 +281,7 @@ impl Model {
             Output::Join(join) => {
                 let joined = match (&join.recover, join.has_history) {
                     (_, false) => Joined::default(),
-                    (Some(_), true) if how % 2 == 0 => recovered("e", 3, [2, 3]),
+                    (Some(_), true) if how.is_multiple_of(2) => recovered("e", 3, [2, 3]),
                     (_, true) => at("e", 3),
                 };
                 if well {
@@ -319,7 +322,7 @@ impl Model {
         assert!(session.in_flight <= self.world.settings.commands_in_flight);
         if let Some(pending) = &session.pending {
             assert!(pending.queue.len() <= self.world.settings.commands_queued);
-            assert!(session.is_closed() || !pending.queue.is_empty() == !session.wants_commands());
+            assert!(session.is_closed() || pending.queue.is_empty() == session.wants_commands());
         }
         assert_eq!(session.is_closed(), self.ended || session.phase == Phase::Closed);
     }

@@ -80,6 +80,7 @@ fn outcomes_of_a_subscription_token() {
         (Ok(sub_grant("", "closed:a")), CLOSE_3500.to_owned()),
         (Ok(bound("80000000-0000-4000-8000-000000000002")), CLOSE_3500.to_owned()),
         (Ok(bound("someone")), CLOSE_3500.to_owned()),
+        (Ok(bound("")), "join closed:a".to_owned()),
         (Ok(bound(CLIENT)), "join closed:a".to_owned()),
         (Ok(good()), "join closed:a".to_owned()),
     ] {
