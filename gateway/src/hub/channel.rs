@@ -81,6 +81,8 @@ pub(super) struct Channel {
     pub stream: Option<Box<Stream>>,
     /// Set while nobody is subscribed: when the channel will be released.
     pub release_at: Option<Tick>,
+    /// Its name waits to be compared with the backplane's top; it does so at most once.
+    pub check_queued: bool,
 }
 
 /// The positioned side of a channel.
@@ -147,6 +149,8 @@ pub(super) struct Held {
 pub(super) struct Recent {
     pub publications: Vec<StoredPublication>,
     pub bytes: usize,
+    /// The position when the read was issued, which what was read must reach.
+    pub since: Offset,
     /// The bound was hit: the joiners need another read.
     pub overflowed: bool,
 }
@@ -170,14 +174,7 @@ pub(super) enum ReadPurpose {
 
 impl Stream {
     pub fn new(options: HistoryOptions, now: Tick) -> Self {
-        Self {
-            options,
-            epoch: Epoch::from(""),
-            position: Offset(0),
-            confirmed_at: now,
-            late: Vec::new(),
-            work: None,
-        }
+        Self { options, epoch: Epoch::from(""), position: Offset(0), confirmed_at: now, late: Vec::new(), work: None }
     }
 
     pub fn at(&self) -> StreamPosition {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`outgoing`] (a delivery, encoded once per wire format), [`registry`] (node-wide: which shards want
 //! which channel; the backplane's [`backplane::Sink`]), [`channel`] (one channel on one shard: subscribers, position,
-//! hold-back), [`shard_hub`] (all channels of one shard: joins, recovery, repair).
+//! hold-back), [`shard_hub`] (all channels of one shard: joins, leaves; in its neighbours recovery, repair and checks).
 //!
 //! The rules, in the words of the design:
 //! - a positioned delivery is accepted iff its `previous` is the shard's position; at or below it is dropped; anything
@@ -13,15 +13,19 @@
 //! Nothing here performs IO or reads a clock: effects are returned as data and carried out by the shard.
 
 pub mod channel;
+mod checks;
 pub mod outgoing;
 mod recovery;
 pub mod registry;
 mod repair;
+pub mod settings;
 pub mod shard_hub;
 
+pub use checks::Check;
 pub use outgoing::Outgoing;
 pub use registry::Registry;
-pub use shard_hub::{ConnKey, Effect, Hub, HubSettings, ReadKind};
+pub use settings::HubSettings;
+pub use shard_hub::{ConnKey, Effect, Hub, ReadKind};
 
 #[cfg(test)]
 mod tests;

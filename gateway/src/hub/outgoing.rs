@@ -50,7 +50,9 @@ impl Outgoing {
         const OVERHEAD: usize = 256;
         OVERHEAD
             + match &self.delivery {
-                Delivery::Unpositioned(publication) | Delivery::Positioned { publication, .. } => publication.data.len(),
+                Delivery::Unpositioned(publication) | Delivery::Positioned { publication, .. } => {
+                    publication.data.len()
+                }
                 Delivery::Presence(_) => 0,
             }
     }

@@ -4,8 +4,22 @@
 use std::sync::Arc;
 
 use backplane::coverage::{self, Evidence};
-use backplane::{Publication, StoredPublication, StreamPosition};
+use backplane::{HistoryPage, Publication, StoredPublication, StreamPosition};
 use session::io::{Joined, RecoverFrom, RecoverMode};
+
+/// What a page proves about the stream: its publications in ascending order, whichever way they were read. Nothing when
+/// it does not reach the top (a forward read that its limit cut short): what follows the last one is then missing.
+pub(super) fn retained(page: &mut HistoryPage) -> Vec<StoredPublication> {
+    let mut entries = std::mem::take(&mut page.publications);
+    if entries.len() > 1 && entries[0].offset() > entries[1].offset() {
+        entries.reverse();
+    }
+    if entries.last().is_some_and(|last| last.offset() != page.top.offset) {
+        entries.clear();
+        page.covered = false;
+    }
+    entries
+}
 
 /// Answers one joiner from what was read.
 ///

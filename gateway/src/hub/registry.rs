@@ -128,18 +128,21 @@ impl Registry {
             return false;
         }
         entry.state = State::Subscribing;
+        entry.top = None;
         true
     }
 
     /// A shard read this top from the backplane: other shards may start from it without a read of their own.
+    ///
+    /// When it is below what was handed out, either the read took its time or the stream has gone back. The two cannot be
+    /// told apart here, so the top is then unknown until the next delivery, and who starts reads.
     pub fn observed(&self, channel: &ChannelName, position: &StreamPosition) {
         let mut stripe = self.stripe(channel).lock();
-        if let Some(entry) = stripe.get_mut(channel) {
-            match &mut entry.top {
-                Some(top) if top.epoch == position.epoch => top.offset = top.offset.max(position.offset),
-                top => *top = Some(position.clone()),
-            }
-        }
+        let Some(entry) = stripe.get_mut(channel).filter(|entry| entry.state == State::Active) else { return };
+        entry.top = match entry.top.take() {
+            Some(top) if top.epoch == position.epoch && top.offset > position.offset => None,
+            Some(_) | None => Some(position.clone()),
+        };
     }
 
     /// Channels with at least one interested shard.
@@ -157,7 +160,12 @@ impl Registry {
 }
 
 impl Entry {
+    /// Only while the channel is active: a straggler of an interest that has ended says nothing about what was missed
+    /// since.
     fn advance(&mut self, delivery: &Delivery) {
+        if self.state != State::Active {
+            return;
+        }
         let Delivery::Positioned { epoch, publication, .. } = delivery else { return };
         let offset = publication.offset.unwrap_or(Offset(0));
         match &mut self.top {

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use backplane::{
-    Delivery, HistoryPage, HistoryQuery, Offset, Previous, StoredPublication, StreamPosition,
-};
+use backplane::{Delivery, HistoryPage, HistoryQuery, Offset, Previous, StoredPublication, StreamPosition};
 use session::io::RecoverMode;
 use session::time::Tick;
 
@@ -39,13 +37,7 @@ fn judge(stream: &Stream, delivery: &Delivery) -> Verdict {
 
 impl Hub {
     /// A delivery of a channel with history: in order, held back, dropped, or the first sign of a loss.
-    pub(super) fn deliver_positioned(
-        &mut self,
-        index: u32,
-        outgoing: &Arc<Outgoing>,
-        now: Tick,
-        port: &mut impl Port,
-    ) {
+    pub(super) fn deliver_positioned(&mut self, index: u32, outgoing: &Arc<Outgoing>, now: Tick, port: &mut impl Port) {
         let channel = &mut self.channels[index as usize];
         let stream = channel.stream.as_mut().expect("the caller saw the stream");
         if channel.stage != Stage::Live || stream.holds_back() {
@@ -75,7 +67,7 @@ impl Hub {
         if let Some(recent) = stream.work.as_mut().and_then(|work| work.recent.as_mut()) {
             recent.bytes += outgoing.weight();
             if recent.publications.len() >= recent_len || recent.bytes > recent_bytes {
-                *recent = Recent { overflowed: true, ..Recent::default() };
+                *recent = Recent { overflowed: true, since: recent.since, ..Recent::default() };
             }
             if !recent.overflowed {
                 recent.publications.push(StoredPublication { publication: publication.clone(), previous: *previous });
@@ -123,12 +115,13 @@ impl Hub {
         let channel = &mut self.channels[index as usize];
         let stream = channel.stream.as_mut().expect("only positioned channels read");
         let recovering = purpose == ReadPurpose::Recover;
+        let position = stream.position;
         let work = stream.work();
         if work.reading.is_some() || work.repairing || work.repair_due {
             return;
         }
         work.served = std::mem::take(&mut channel.joiners);
-        work.recent = recovering.then(Recent::default);
+        work.recent = recovering.then(|| Recent { since: position, ..Recent::default() });
         let mut wanted = work.served.iter().filter_map(|joiner| joiner.recover.as_ref());
         let query = match wanted.next() {
             None => HistoryQuery::position(),
@@ -170,6 +163,8 @@ impl Hub {
         work.repair_due = false;
         work.repairing = true;
         work.rounds += 1;
+        // Whatever has arrived by now was in the stream before this read; only what comes later asks for another one.
+        work.highest_seen = Offset(0);
         self.issue(index, ReadPurpose::Repair(since.clone()), HistoryQuery::since(since, limit), port);
     }
 
@@ -201,7 +196,7 @@ impl Hub {
         &mut self,
         index: u32,
         serial: u64,
-        page: HistoryPage,
+        mut page: HistoryPage,
         now: Tick,
         port: &mut impl Port,
     ) {
@@ -211,7 +206,7 @@ impl Hub {
         stream.position = page.top.offset;
         let served = std::mem::take(&mut stream.work().served);
         port.effect(Effect::Observed(channel.name.clone(), page.top.clone()));
-        let entries = ascending(page.publications);
+        let entries = recovery::retained(&mut page);
         for joiner in served {
             self.counters.recoveries += u64::from(joiner.recover.is_some());
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &page.top, page.covered);
@@ -223,22 +218,36 @@ impl Hub {
     }
 
     /// What later joiners missed.
-    pub(super) fn recovered(&mut self, index: u32, page: HistoryPage, now: Tick, port: &mut impl Port) {
+    pub(super) fn recovered(
+        &mut self,
+        index: u32,
+        serial: u64,
+        mut page: HistoryPage,
+        now: Tick,
+        port: &mut impl Port,
+    ) {
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
         let work = stream.work.as_mut().expect("a read was in flight");
         let served = std::mem::take(&mut work.served);
-        let recent = work.recent.take().unwrap_or_default();
-        if page.top.epoch != stream.epoch {
-            // The stream was lost under us: everybody learns it, then the joiners are answered by the new one.
+        let mut recent = work.recent.take().unwrap_or_default();
+        let other_epoch = page.top.epoch != stream.epoch;
+        if other_epoch {
+            // The stream was lost under us: everybody learns it, then the joiners are answered by the new one, to which
+            // what was delivered meanwhile does not belong.
+            recent.publications.clear();
             self.reposition(index, page.top.clone(), now, port);
-        } else if recent.overflowed {
-            // Too much came in while we read: what was read no longer meets what was delivered. Read again.
+        } else if recent.overflowed || page.top.offset < recent.since {
+            // What was read does not meet what was delivered. Read again: too much came in meanwhile, or the stream has
+            // gone back behind this shard's position, which then is lost.
             self.channels[index as usize].joiners.extend(served);
+            if page.top.offset < recent.since {
+                self.start_repair(index, port);
+            }
             self.after_read(index, now, port);
             return;
         }
         let stream = self.channels[index as usize].stream.as_ref().expect("only positioned channels read");
-        let mut entries = ascending(page.publications);
+        let mut entries = recovery::retained(&mut page);
         let mut top = page.top;
         for stored in recent.publications {
             if stored.offset() > top.offset {
@@ -251,6 +260,9 @@ impl Hub {
             self.counters.recoveries += 1;
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &top, page.covered);
             self.admit(index, &joiner, joined, port);
+        }
+        if other_epoch {
+            self.drain_hold_back(index, serial, now, port);
         }
         self.after_read(index, now, port);
     }
@@ -349,8 +361,9 @@ impl Hub {
             match verdict {
                 Verdict::Accept => self.accept(index, &held.outgoing, now, port),
                 Verdict::Duplicate => self.counters.duplicates += 1,
-                // The read came later and found another stream: this one is over.
-                Verdict::OtherEpoch if held.before_serial <= serial => self.counters.duplicates += 1,
+                // The read came later and found another stream, or this one without it: it is no more. Waiting for it
+                // would be reading for ever.
+                Verdict::Gap | Verdict::OtherEpoch if held.before_serial <= serial => self.counters.duplicates += 1,
                 Verdict::Gap | Verdict::OtherEpoch => {
                     let work = stream.work();
                     work.hold_back_bytes += weight;
@@ -365,12 +378,4 @@ impl Hub {
     fn position(&self, index: u32) -> Offset {
         self.channels[index as usize].stream.as_ref().map_or(Offset(0), |stream| stream.position)
     }
-}
-
-/// Publications in ascending order, whichever way they were read.
-fn ascending(mut publications: Vec<StoredPublication>) -> Vec<StoredPublication> {
-    if publications.len() > 1 && publications[0].offset() > publications[1].offset() {
-        publications.reverse();
-    }
-    publications
 }

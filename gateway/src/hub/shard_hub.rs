@@ -2,11 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
-use backplane::{
-    ChannelName, Delivery, HistoryOptions, HistoryPage, HistoryQuery, Offset, StreamPosition,
-};
+use backplane::{ChannelName, Delivery, HistoryOptions, HistoryPage, HistoryQuery, StreamPosition};
 use session::io::{Join, Joined, OperationError, RecoverMode};
 use session::time::Tick;
 use slab::Slab;
@@ -14,7 +11,9 @@ use smallvec::SmallVec;
 
 use super::Outgoing;
 use super::channel::{Channel, Joiner, ReadPurpose, Stage, Stream, SubRef};
+use super::checks::Check;
 use super::recovery;
+use super::settings::HubSettings;
 
 /// A connection of this shard. The generation tells a reused index apart.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -25,61 +24,11 @@ pub struct ConnKey {
     pub generation: u32,
 }
 
-/// Times and bounds of the hub.
-#[derive(Clone, Copy, Debug)]
-pub struct HubSettings {
-    /// How long an empty channel keeps its interest, so that flapping costs nothing. 5 s.
-    pub linger: Duration,
-    /// A positioned channel that was quiet this long is compared with the backplane's top. 40 s.
-    pub position_check: Duration,
-    /// Channels compared per [`Hub::tick`]: with ten ticks a second 1,000 channels/s and shard.
-    pub checks_per_tick: usize,
-    /// Deliveries held back per channel while it is repaired. 1,024 is a second of a busy channel.
-    pub hold_back_len: usize,
-    /// Bytes held back per channel. 1 MiB.
-    pub hold_back_bytes: usize,
-    /// Publications a returning client is given at most. 300, as clients expect.
-    pub recovery_limit: usize,
-    /// Publications read per repair round. 1,000.
-    pub repair_limit: usize,
-    /// Repair rounds before the position counts as lost. 16: a channel that outruns 16 reads cannot be caught.
-    pub repair_rounds: u32,
-    /// Pause before a failed repair read is tried again. 1 s.
-    pub retry_delay: Duration,
-}
-
-impl Default for HubSettings {
-    fn default() -> Self {
-        Self {
-            linger: Duration::from_secs(5),
-            position_check: Duration::from_secs(40),
-            checks_per_tick: 100,
-            hold_back_len: 1024,
-            hold_back_bytes: 1 << 20,
-            recovery_limit: 300,
-            repair_limit: 1000,
-            repair_rounds: 16,
-            retry_delay: Duration::from_secs(1),
-        }
-    }
-}
-
 /// What a read is for, as the shard sees it: an opaque ticket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReadKind {
     pub(super) channel: u32,
     pub(super) serial: u64,
-}
-
-/// A positioned channel whose top is to be compared.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Check {
-    /// The channel.
-    pub channel: ChannelName,
-    /// Its history options.
-    pub options: HistoryOptions,
-    /// The shard's offset when the question was asked.
-    pub asked_at: Offset,
 }
 
 /// What the shard has to carry out for the hub.
@@ -169,13 +118,13 @@ struct Member {
 pub struct Hub {
     pub(super) settings: HubSettings,
     pub(super) channels: Slab<Channel>,
-    names: HashMap<ChannelName, u32>,
+    pub(super) names: HashMap<ChannelName, u32>,
     members: Vec<Member>,
     /// Channels without subscribers, oldest first: the linger time is the same for all, so the order is the deadline's.
     lingering: VecDeque<(Tick, ChannelName)>,
     pub(super) retries: VecDeque<(Tick, ChannelName)>,
     pub(super) checks: VecDeque<ChannelName>,
-    sweep_cursor: usize,
+    pub(super) sweep_cursor: usize,
     subscriptions: usize,
     pub(super) next_serial: u64,
     pub(super) counters: HubCounters,
@@ -340,18 +289,6 @@ impl Hub {
         self.issue_checks(now, port);
     }
 
-    /// Live deliveries of one or all channels may be missing: their positions are compared soon.
-    pub fn disturbed(&mut self, channel: Option<&str>) {
-        match channel {
-            Some(name) => {
-                if let Some((name, _)) = self.names.get_key_value(name) {
-                    self.checks.push_front(name.clone());
-                }
-            }
-            None => self.checks = self.channels.iter().map(|(_, channel)| channel.name.clone()).collect(),
-        }
-    }
-
     /// Channels held, those lingering included.
     pub fn channel_count(&self) -> usize {
         self.channels.len()
@@ -374,13 +311,7 @@ impl Hub {
 
     // --- joining ---
 
-    fn create(
-        &mut self,
-        name: ChannelName,
-        options: Option<HistoryOptions>,
-        now: Tick,
-        port: &mut impl Port,
-    ) -> u32 {
+    fn create(&mut self, name: ChannelName, options: Option<HistoryOptions>, now: Tick, port: &mut impl Port) -> u32 {
         let index = self.channels.insert(Channel {
             name: name.clone(),
             stage: Stage::Subscribing,
@@ -388,6 +319,7 @@ impl Hub {
             joiners: Vec::new(),
             stream: options.map(|options| Box::new(Stream::new(options, now))),
             release_at: None,
+            check_queued: false,
         });
         let index = u32::try_from(index).expect("fewer than 2^32 channels fit in memory");
         self.names.insert(name.clone(), index);
@@ -449,6 +381,8 @@ impl Hub {
             return false;
         };
         member.channels[slot].index = u32::try_from(channel.subs.len()).expect("fewer than 2^32 subscribers");
+        // Losing every other subscriber in this very answer may have set it.
+        channel.release_at = None;
         self.subscriptions += 1;
         channel.subs.push(SubRef::new(joiner.conn.index, slot, joiner.positioned, joiner.join_leave));
         if let (Some(stream), Some(position)) = (&mut channel.stream, &joined.position)
@@ -598,7 +532,7 @@ impl Hub {
                 self.forget(index);
                 port.effect(Effect::Release(name));
             }
-            (ReadPurpose::Recover, Ok(page)) => self.recovered(index, page, now, port),
+            (ReadPurpose::Recover, Ok(page)) => self.recovered(index, ticket.serial, page, now, port),
             (ReadPurpose::Recover, Err(reason)) => {
                 stream.work().recent = None;
                 self.fail_joiners(index, &reason, port);
@@ -631,67 +565,5 @@ impl Hub {
             stream.settle();
         }
         self.linger_if_empty(index, now);
-    }
-
-    // --- position checks ---
-
-    /// Looks at a part of the channels for positions that were not confirmed for a while. The whole table is seen
-    /// about once a second.
-    fn sweep(&mut self, now: Tick) {
-        let step = self.channels.capacity().div_ceil(10);
-        let quiet = u64::try_from(self.settings.position_check.as_millis()).unwrap_or(u64::MAX);
-        for _ in 0..step {
-            self.sweep_cursor = if self.sweep_cursor + 1 >= self.channels.capacity() { 0 } else { self.sweep_cursor + 1 };
-            let Some(channel) = self.channels.get_mut(self.sweep_cursor) else { continue };
-            if let Some(stream) = &mut channel.stream
-                && channel.stage == Stage::Live
-                && now.0.saturating_sub(stream.confirmed_at.0) >= quiet
-            {
-                stream.confirmed_at = now;
-                self.checks.push_back(channel.name.clone());
-            }
-        }
-    }
-
-    fn issue_checks(&mut self, now: Tick, port: &mut impl Port) {
-        let mut batch = Vec::new();
-        let mut busy = Vec::new();
-        let mut budget = self.settings.checks_per_tick;
-        while budget > 0 {
-            budget -= 1;
-            let Some(name) = self.checks.pop_front() else { break };
-            let Some(&index) = self.names.get(&name) else { continue };
-            let channel = &mut self.channels[index as usize];
-            if channel.stage != Stage::Live || channel.subs.is_empty() {
-                continue;
-            }
-            match &mut channel.stream {
-                Some(stream) if stream.work.is_none() => {
-                    stream.confirmed_at = now;
-                    batch.push(Check { channel: name, options: stream.options, asked_at: stream.position });
-                }
-                // What is under way may have read before the disturbance: look again afterwards.
-                Some(_) => busy.push(name),
-                None => {}
-            }
-        }
-        self.checks.extend(busy);
-        if !batch.is_empty() {
-            port.effect(Effect::CheckPositions(batch));
-        }
-    }
-
-    /// The answer to one [`Check`]. An error is forgotten: the next check asks again.
-    pub fn checked(&mut self, check: &Check, top: Result<StreamPosition, String>, port: &mut impl Port) {
-        let (Some(&index), Ok(top)) = (self.names.get(&check.channel), top) else { return };
-        let channel = &mut self.channels[index as usize];
-        let Some(stream) = &mut channel.stream else { return };
-        if channel.stage != Stage::Live {
-            return;
-        }
-        let lost = top.epoch != stream.epoch || top.offset > stream.position || top.offset < check.asked_at;
-        if lost {
-            self.start_repair(index, port);
-        }
     }
 }

@@ -1,0 +1,42 @@
+//! What an operator may one day tune about the hub, and why the defaults are what they are.
+
+use std::time::Duration;
+
+/// Times and bounds of the hub.
+#[derive(Clone, Copy, Debug)]
+pub struct HubSettings {
+    /// How long an empty channel keeps its interest, so that flapping costs nothing. 5 s.
+    pub linger: Duration,
+    /// A positioned channel that was quiet this long is compared with the backplane's top. 40 s.
+    pub position_check: Duration,
+    /// Channels compared per [`Hub::tick`]: with ten ticks a second 1,000 channels/s and shard.
+    pub checks_per_tick: usize,
+    /// Deliveries held back per channel while it is repaired. 1,024 is a second of a busy channel.
+    pub hold_back_len: usize,
+    /// Bytes held back per channel. 1 MiB.
+    pub hold_back_bytes: usize,
+    /// Publications a returning client is given at most. 300, as clients expect.
+    pub recovery_limit: usize,
+    /// Publications read per repair round. 1,000.
+    pub repair_limit: usize,
+    /// Repair rounds before the position counts as lost. 16: a channel that outruns 16 reads cannot be caught.
+    pub repair_rounds: u32,
+    /// Pause before a failed repair read is tried again. 1 s.
+    pub retry_delay: Duration,
+}
+
+impl Default for HubSettings {
+    fn default() -> Self {
+        Self {
+            linger: Duration::from_secs(5),
+            position_check: Duration::from_secs(40),
+            checks_per_tick: 100,
+            hold_back_len: 1024,
+            hold_back_bytes: 1 << 20,
+            recovery_limit: 300,
+            repair_limit: 1000,
+            repair_rounds: 16,
+            retry_delay: Duration::from_secs(1),
+        }
+    }
+}
