@@ -55,7 +55,7 @@ pub struct ConfigArgs {
     /// The address for clients, such as 0.0.0.0:8000
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// The address for health, metrics and administration, such as 127.0.0.1:9000
+    /// The address for health and metrics, such as 127.0.0.1:9000
     #[arg(long, value_name = "ADDR")]
     pub internal_listen: Option<String>,
     /// A playground on loopback: makes up its keys and lets everybody use any channel

@@ -127,8 +127,8 @@ impl Config {
         Self::load_with(sources, &Kept::default())
     }
 
-    /// Reads everything again and takes over what can change while the process runs: API keys, the admin token, token
-    /// keys and rules, origins, and channels. The second result names the keys that changed but need a restart.
+    /// Reads everything again and takes over what can change while the process runs: API keys, token keys and
+    /// rules, origins, and channels. The second result names the keys that changed but need a restart.
     ///
     /// # Errors
     /// Every mistake in the sources; the running configuration is then to be kept.
@@ -152,7 +152,6 @@ impl Config {
             })
             .collect();
         let mut config = self.clone();
-        config.internal.admin_token = new.internal.admin_token;
         config.api.keys = new.api.keys;
         config.client.tokens = new.client.tokens;
         config.client.origins = new.client.origins;
@@ -187,9 +186,8 @@ impl Config {
 }
 
 /// The keys that [`Config::reload`] takes over, by prefix.
-const RELOADABLE: [&str; 9] = [
+const RELOADABLE: [&str; 8] = [
     "api.keys",
-    "internal.admin_token",
     "client.token.",
     "client.subscription_token.",
     "client.jwks.",

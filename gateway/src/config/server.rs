@@ -22,8 +22,6 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub struct Internal {
     /// Its address. Loopback unless configured: metrics and drain are nobody else's business.
     pub listen: SocketAddr,
-    /// What requests under `/admin` must show; `None` asks for nothing beyond the address.
-    pub admin_token: Option<Secret>,
 }
 
 /// The certificate of the public listener. Both files were readable and well-formed when the configuration was read.
@@ -147,7 +145,7 @@ pub(super) fn internal(root: &mut Section<'_>, public: SocketAddr) -> Internal {
     if same_port && (listen.ip() == public.ip() || listen.ip().is_unspecified() || public.ip().is_unspecified()) {
         section.problem("listen", format!("overlaps listen = \"{public}\""));
     }
-    Internal { listen, admin_token: section.secret("admin_token") }
+    Internal { listen }
 }
 
 pub(super) fn tls(root: &mut Section<'_>) -> Option<Tls> {

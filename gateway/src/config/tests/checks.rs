@@ -292,7 +292,7 @@ fn what_is_doubtful_is_warned_about() {
 
 #[test]
 fn secrets_are_shown_nowhere() {
-    let toml = "[api]\nkeys = [\"hidden-1\"]\n[internal]\nadmin_token = \"hidden-2\"\n[client.token]\n\
+    let toml = "[api]\nkeys = [\"hidden-1\"]\n[client.token]\n\
                 hmac_secret = \"hidden-3\"\nhmac_previous_secret = \"hidden-4\"\n[client.subscription_token]\n\
                 hmac_secret = \"hidden-5\"";
     let config = Bench::bare().toml(toml).config();
@@ -302,9 +302,9 @@ fn secrets_are_shown_nowhere() {
     assert!(!shown.contains(&bytes[..bytes.len() - 1]), "{shown}");
     assert!(config.summary().contains("client.token.hmac_secret = [secret]"), "{}", config.summary());
 
-    let wrong = "[api]\nkeys = [\"hidden\", 5]\n[internal]\nadmin_token = 1234567\n[client.token]\nhmac_secret = 1234567\n\
+    let wrong = "[api]\nkeys = [\"hidden\", 5]\n[client.token]\nhmac_secret = 1234567\n\
                  hmac_sekret = \"hidden\"";
     let problems = Bench::bare().toml(wrong).problems().join("\n");
     assert!(!problems.contains("hidden") && !problems.contains("1234567"), "{problems}");
-    assert_eq!(problems.lines().count(), 4, "{problems}");
+    assert_eq!(problems.lines().count(), 3, "{problems}");
 }

@@ -20,8 +20,6 @@ listen = "127.0.0.1:8002"
 [api]
 keys = ["new", "newer"]
 body_bytes = "2MiB"
-[internal]
-admin_token = "t"
 [client]
 ping_interval = "21s"
 allowed_origins = ["https://a.test"]
@@ -40,7 +38,6 @@ fn keys_origins_and_channels_change_and_the_rest_is_told() {
     bench.write("gateway.toml", NEW);
     let (new, restart) = old.reload(&bench.sources).expect("a valid configuration");
     assert_eq!(new.api.keys, [Secret::new("new"), Secret::new("newer")]);
-    assert_eq!(new.internal.admin_token, Some(Secret::new("t")));
     assert_eq!(new.hmac_secret(), Some(Secret::new("the new secret with its 32 bytes")));
     assert!(new.client.origins.allows(Some("https://a.test"), None));
     assert!(new.channels.resolve("a").expect("without a namespace").presence);

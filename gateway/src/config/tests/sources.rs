@@ -195,14 +195,11 @@ fn secrets_may_be_in_files_and_the_later_layer_wins() {
     let bench = Bench::bare();
     let secret = bench.write("secret", &format!("{SECRET}\n"));
     let keys = bench.write("keys", "one\n\n two \n");
-    let toml = format!(
-        "[api]\nkeys_file = {keys:?}\n[client.token]\nhmac_secret_file = {secret:?}\n[internal]\nadmin_token_file = {secret:?}"
-    );
+    let toml = format!("[api]\nkeys_file = {keys:?}\n[client.token]\nhmac_secret_file = {secret:?}");
     let bench = bench.toml(&toml);
     let config = bench.config();
     assert_eq!(config.hmac_secret(), Some(Secret::new(SECRET)));
     assert_eq!(config.api.keys, [Secret::new("one"), Secret::new("two")]);
-    assert_eq!(config.internal.admin_token, Some(Secret::new(SECRET)));
 
     let other = "another secret of 32 bytes, here";
     let bench = bench.variable("EVENKEEL_TOKEN_HMAC_SECRET", other).variable("EVENKEEL_API_KEY", "three");
