@@ -65,8 +65,8 @@ mod tests {
     /// Every quoted value of an attribute or import that names a file, in the order of the text.
     fn references(text: &str) -> Vec<&str> {
         ["src=\"", "href=\"", "from '", "action=\""]
-            .iter()
-            .flat_map(|start| text.match_indices(start).map(|(at, _)| &text[at + start.len()..]))
+            .into_iter()
+            .flat_map(|start| text.match_indices(start).map(move |(at, _)| &text[at + start.len()..]))
             .map(|rest| &rest[..rest.find(['"', '\'']).expect("a quoted value ends")])
             .collect()
     }
