@@ -21,7 +21,7 @@ fn check(name: &str, config: &str) -> Output {
 fn a_good_config_passes() {
     let output = check("gateway.toml", CONFIG);
     assert!(output.status.success(), "{}", text(&output));
-    let yaml = "api:\n  keys: [\"test-api-key-0123456789\"]\nnamespaces:\n  - name: chat\n    presence: true\n";
+    let yaml = "api:\n  keys: [\"test-api-key-0123456789\"]\nclient:\n  allow_anonymous: true\nnamespaces:\n  - name: chat\n    presence: true\n";
     let output = check("gateway.yaml", yaml);
     assert!(output.status.success(), "{}", text(&output));
     assert!(!text(&output).contains("test-api-key"), "a secret is never shown");

@@ -177,6 +177,8 @@ async fn newlines_in_a_payload_do_not_break_the_framing() {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(client.publication("chat:a").await["data"], json!({ "text": "a\nb" }));
     client.send_text("{\"publish\":{\"channel\":\"chat:a\",\"data\":{ \"n\" :\t1 }},\"id\":50}\n").await;
+    // The order of the reply and the push is open.
+    assert_eq!(client.reply(50).await["publish"], json!({}));
     assert_eq!(client.publication("chat:a").await["data"], json!({ "n": 1 }));
     let history = gateway.api().ok("history", json!({ "channel": "chat:a", "limit": 10 })).await;
     assert_eq!(history["publications"].as_array().map(Vec::len), Some(2), "{history}");
