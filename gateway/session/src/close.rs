@@ -63,7 +63,7 @@ pub enum CloseCode {
     NotAvailable,
     /// The client caused too many errors.
     TooManyErrors,
-    /// The session goes on over another connection (design section 4).
+    /// The session goes on over another connection, which has taken it over.
     TakenOver,
     /// A code and reason chosen by the application.
     Custom(CustomClose),

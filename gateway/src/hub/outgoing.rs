@@ -3,9 +3,10 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use backplane::{ChannelName, ClientInfo, Delivery, PresenceEvent, Publication};
+use backplane::{ChannelName, Delivery, PresenceEvent};
 use bytes::Bytes;
 use protocol::{Encoding, Push, PushBody, Reply, ReplyBody};
+use session::convert;
 
 /// A delivery plus its encoded messages. Shared between shards; encoding happens on the first one that needs it.
 #[derive(Debug)]
@@ -61,14 +62,14 @@ impl Outgoing {
         let mut message = Vec::new();
         let encoded = match &self.delivery {
             Delivery::Unpositioned(publication) | Delivery::Positioned { publication, .. } => {
-                let publication = wire_publication(publication);
+                let publication = convert::publication(publication);
                 message.reserve(publication.data.len() + self.channel.len() + 96);
                 protocol::encode_publication(encoding, &self.channel, &publication, &mut message)
             }
             Delivery::Presence(event) => {
                 let body = match event {
-                    PresenceEvent::Join(info) => PushBody::Join(protocol::Join { info: Some(wire_info(info)) }),
-                    PresenceEvent::Leave(info) => PushBody::Leave(protocol::Leave { info: Some(wire_info(info)) }),
+                    PresenceEvent::Join(info) => PushBody::Join(protocol::Join { info: Some(convert::client_info(info)) }),
+                    PresenceEvent::Leave(info) => PushBody::Leave(protocol::Leave { info: Some(convert::client_info(info)) }),
                 };
                 let push = Push { channel: self.channel.to_string(), body };
                 protocol::encode_reply(encoding, &Reply { id: 0, body: Some(ReplyBody::Push(push)) }, &mut message)
@@ -79,26 +80,5 @@ impl Outgoing {
         let mut frame = Vec::with_capacity(payload.len() + crate::transport::frame::HEADER_MAX);
         crate::transport::frame::append(&mut frame, encoding, payload);
         Some(Encoded { message: message.into(), frame: frame.into() })
-    }
-}
-
-/// A publication in the words of the wire protocol.
-pub fn wire_publication(publication: &Publication) -> protocol::Publication {
-    protocol::Publication {
-        data: publication.data.clone(),
-        info: publication.info.as_deref().map(wire_info),
-        offset: publication.offset.map_or(0, |offset| offset.0),
-        tags: publication.tags.clone(),
-        ..protocol::Publication::default()
-    }
-}
-
-/// Client information in the words of the wire protocol.
-pub fn wire_info(info: &ClientInfo) -> protocol::ClientInfo {
-    protocol::ClientInfo {
-        user: info.user.as_str().to_owned(),
-        client: info.client.to_string(),
-        conn_info: info.conn_info.clone(),
-        chan_info: info.chan_info.clone(),
     }
 }

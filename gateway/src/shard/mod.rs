@@ -2,12 +2,12 @@
 //!
 //! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
 //! session, task), [`drive`] (carrying out what sessions and the hub ask for), [`pass`] (fan-out), [`batch`]
-//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`], [`wheel`], [`users`].
+//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks), [`wheel`], [`users`].
 
 pub mod batch;
 pub mod command;
 pub mod connection;
-mod drain;
+mod commands;
 mod drive;
 pub mod inbox;
 mod pass;

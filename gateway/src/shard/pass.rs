@@ -26,6 +26,8 @@ impl Shard {
             self.passing.set(true);
             self.pass().await;
             self.passing.set(false);
+            // Channels with few subscribers make short passes: without this, a stream of them would starve the sockets.
+            tokio::task::yield_now().await;
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use backplane::ClientId;
 use rand::seq::SliceRandom;
+use session::UnsubscribeCode;
 use session::close::CloseCode;
 use session::io::Input;
 
@@ -43,9 +44,9 @@ impl Shard {
                     }
                 }
                 Action::Unsubscribe(channel) => {
-                    let channel = channel.clone();
-                    let input = Input::ServerUnsubscribe { channel, code: 2000, reason: "server unsubscribe" };
-                    self.input(&connection, input);
+                    let code = UnsubscribeCode::ServerUnsubscribe;
+                    let (channel, code, reason) = (channel.clone(), code.code(), code.reason());
+                    self.input(&connection, Input::ServerUnsubscribe { channel, code, reason });
                 }
                 Action::Disconnect(code) => self.input(&connection, Input::Close(code.clone())),
                 Action::Refresh(refresh) => {
