@@ -69,7 +69,13 @@ pub trait Factory: Send + Sync {
 pub struct Violation(String);
 
 impl Violation {
-    pub(crate) fn new(what: String) -> Self {
+    /// Long lists are cut: the beginning of a difference is enough to find it.
+    pub(crate) fn new(mut what: String) -> Self {
+        const CHARS_MAX: usize = 2_000;
+        if let Some((cut, _)) = what.char_indices().nth(CHARS_MAX) {
+            what.truncate(cut);
+            what.push_str("...");
+        }
         Self(what)
     }
 }

@@ -32,9 +32,12 @@ struct Router {
     table: Mutex<Table>,
 }
 
+/// The number of a link, by which a list of them is sorted, and the sink of its node.
+type Subscriber = (usize, Arc<dyn Sink>);
+
 #[derive(Default)]
 struct Table {
-    subscribers: HashMap<ChannelName, Vec<(usize, Arc<dyn Sink>)>>,
+    subscribers: HashMap<ChannelName, Vec<Subscriber>>,
     links: usize,
 }
 

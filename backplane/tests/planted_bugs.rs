@@ -1,0 +1,85 @@
+//! The conformance suite finds bugs: each test plants one in the in-memory backplane and names the cases that must fail.
+
+mod support;
+
+use backplane::conformance::{self, Factory, run_all};
+
+use support::broken::{Broken, Bug};
+use support::{Wrapped, ready_at_once};
+
+fn planted(bug: Bug) -> impl Factory<Backplane = Broken> {
+    Wrapped::new(move |inner| Broken::new(bug, inner), Broken::forget)
+}
+
+#[test]
+fn without_a_bug_the_wrapper_passes() {
+    ready_at_once(run_all(&planted(Bug::Nothing))).expect("every case passes");
+}
+
+/// One test per bug: every listed case must report a violation, and so must the suite as a whole.
+macro_rules! found {
+    ($($test:ident: $bug:ident by $($case:ident),+;)+) => {
+        $(
+            #[test]
+            fn $test() {
+                $(
+                    let outcome = ready_at_once(conformance::$case(&planted(Bug::$bug)));
+                    assert!(outcome.is_err(), "{} does not find it", stringify!($case));
+                )+
+                ready_at_once(run_all(&planted(Bug::$bug))).expect_err("the suite does not find it");
+            }
+        )+
+    };
+}
+
+found! {
+    previous_is_one_too_low: PreviousIsOneTooLow by deliveries_come_in_order, concurrent_publishers_keep_the_chain;
+    previous_is_never_known: PreviousIsNeverKnown by deliveries_come_in_order;
+    deliveries_swap_places: DeliveriesSwapPlaces by deliveries_come_in_order, concurrent_publishers_keep_the_chain;
+    every_tenth_delivery_is_lost: EveryTenthDeliveryIsLost by deliveries_come_in_order;
+    deliveries_come_twice: DeliveriesComeTwice by deliveries_come_in_order, subscribing_twice_delivers_once;
+    deliveries_name_another_epoch: DeliveriesNameAnotherEpoch by deliveries_come_in_order;
+    tags_are_lost: TagsAreLost by content_travels_unchanged;
+    publishers_are_lost: PublishersAreLost by content_travels_unchanged;
+    epochs_are_reused: EpochsAreReused by forgotten_streams_reuse_no_position, lost_streams_reuse_no_position;
+    idempotency_is_ignored: IdempotencyIsIgnored by repeats_publish_nothing, repeats_without_history_publish_nothing;
+    idempotency_spans_channels: IdempotencySpansChannels by idempotency_is_per_channel;
+    versions_are_ignored: VersionsAreIgnored by old_versions_are_skipped, version_epochs_are_compared;
+    version_epochs_are_ignored: VersionEpochsAreIgnored by version_epochs_are_compared;
+    always_covered: AlwaysCovered by not_covered_when_trimmed, not_covered_beyond_the_top,
+        not_covered_in_another_epoch, not_covered_when_cut_by_the_limit, not_covered_after_removal,
+        epoch_and_top_outlive_publications, lost_streams_reuse_no_position;
+    never_covered: NeverCovered by covered_at_the_top, covered_at_a_retained_entry, covered_before_the_oldest_entry,
+        history_of_an_unused_channel_is_a_position;
+    covered_when_cut_by_the_limit: CoveredWhenCutByTheLimit by not_covered_when_cut_by_the_limit;
+    covered_in_another_epoch: CoveredInAnotherEpoch by not_covered_in_another_epoch;
+    covered_beyond_the_top: CoveredBeyondTheTop by not_covered_beyond_the_top;
+    covered_without_a_position: CoveredWithoutAPosition by not_covered_without_a_position;
+    covered_when_trimmed: CoveredWhenTrimmed by not_covered_when_trimmed, not_covered_after_removal;
+    unknown_epochs_are_refused: UnknownEpochsAreRefused by unknown_epoch_compares_offsets;
+    subscribes_take_effect_late: SubscribesTakeEffectLate by subscribe_is_acknowledged;
+    unsubscribes_are_ignored: UnsubscribesAreIgnored by unsubscribed_channels_get_nothing,
+        subscribing_twice_delivers_once;
+    skipped_history_is_stored: SkippedHistoryIsStored by skipping_history_leaves_the_stream_alone,
+        publishing_without_history_has_no_position;
+    reverse_is_ignored: ReverseIsIgnored by history_reads_backward, history_reads_from_a_position;
+    limits_are_ignored: LimitsAreIgnored by history_reads_forward, history_reads_backward;
+    since_is_inclusive: SinceIsInclusive by history_reads_from_a_position;
+    positions_are_sorted: PositionsAreSorted by positions_come_in_the_order_asked_for;
+    removal_forgets_the_epoch: RemovalForgetsTheEpoch by removing_history_keeps_epoch_and_top;
+    removal_is_ignored: RemovalIsIgnored by removing_history_keeps_epoch_and_top, not_covered_after_removal;
+    sizes_are_ignored: SizesAreIgnored by history_is_trimmed_to_its_size;
+    publications_die_young: PublicationsDieYoung by publications_live_as_long_as_promised;
+    publications_live_for_ever: PublicationsLiveForEver by publications_expire_after_the_last;
+    epochs_die_with_publications: EpochsDieWithPublications by epoch_and_top_outlive_publications;
+    names_ignore_case: NamesIgnoreCase by every_legal_name_works, similar_names_are_different_channels;
+    long_names_are_cut: LongNamesAreCut by every_legal_name_works;
+    null_bytes_end_names: NullBytesEndNames by every_legal_name_works;
+    leaves_are_lost: LeavesAreLost by presence_events_reach_subscribers;
+    presence_events_go_everywhere: PresenceEventsGoEverywhere by presence_events_reach_subscribers;
+    anonymous_users_count_each: AnonymousUsersCountEach by presence_counts_users;
+    presence_is_never_replaced: PresenceIsNeverReplaced by presence_replaces_an_entry;
+    presence_spans_channels: PresenceSpansChannels by presence_is_per_channel;
+    presence_is_never_removed: PresenceIsNeverRemoved by presence_adds_and_removes;
+    presence_lists_are_cut: PresenceListsAreCut by presence_holds_many_members;
+}
