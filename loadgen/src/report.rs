@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use comfy_table::Table;
 use comfy_table::presets::ASCII_FULL_CONDENSED;
+use comfy_table::{ContentArrangement, Table};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::procfs::Machine;
+
+/// Columns of a table, so that it fits a page wherever it was printed.
+const TABLE_WIDTH: u16 = 120;
 
 /// How a run ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -50,7 +53,7 @@ impl Verdict {
             Self::Clean => "clean",
             Self::Violated => "VIOLATED: the audit found a broken promise",
             Self::Failed => "FAILED: connections or publishes were refused or lost",
-            Self::Void => "VOID: the client was over 90 % busy, its figures do not count",
+            Self::Void => "VOID: the client ran or waited for its core over 90 % of the time, its figures do not count",
         }
     }
 }
@@ -110,6 +113,7 @@ impl<T: Figures> Report<T> {
         let gib = *memory_bytes as f64 / (1u64 << 30) as f64;
         let mut table = Table::new();
         table.load_style(ASCII_FULL_CONDENSED);
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(TABLE_WIDTH);
         table.set_header(["loadgen".to_owned(), format!("{} {}", self.loadgen, self.scenario)]);
         table.add_row(["command".to_owned(), self.command.clone()]);
         table.add_row(["machine".to_owned(), format!("{cores} x {cpu}, {gib:.0} GiB, Linux {kernel}")]);

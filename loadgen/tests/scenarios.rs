@@ -184,5 +184,13 @@ fn what_makes_no_sense_is_refused_before_anything_is_opened() {
     assert!(refusal(&["compare"]).contains("--gateway-cmd"));
     assert!(refusal(&["limit", "run", "--pin-client", "0"]).contains("--pin-server"));
     assert!(refusal(&["limit", "serve", "--listen", "0.0.0.0:0"]).contains("loopback"));
-    assert!(refusal(&["connect", "-n", "1000000"]).contains("hard limit"));
+}
+
+#[test]
+fn more_connections_than_descriptors_are_refused_with_the_number_that_fits() {
+    let command = format!("ulimit -n 200; exec {} connect -n 1000", env!("CARGO_BIN_EXE_loadgen"));
+    let output = Command::new("sh").args(["-c", &command]).output().expect("a shell");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("the hard limit is 200: use -n 136 or fewer"), "{said}");
 }

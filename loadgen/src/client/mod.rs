@@ -1,7 +1,7 @@
 //! The client side of every scenario: connections that subscribe, receive and audit, and publishers.
 //!
-//! In reading order: [`plan`] says what is to be done, [`worker`] does it on one thread per core, [`receive`] is its hot
-//! path, [`publisher`] keeps to the schedule, [`shared`] is how a scenario follows the run.
+//! In reading order: [`plan`] says what is to be done, [`worker`] does it on one thread per core, `receive` is its hot
+//! path, `publisher` keeps to the schedule, [`shared`] is how a scenario follows the run.
 
 pub mod plan;
 mod publisher;

@@ -182,10 +182,10 @@ fn line(run: &FanoutResult) -> String {
     let cpu = run.server_cpu_us_per_delivery.unwrap_or(0.0);
     let (latency, bytes, violations) = (&run.latency, run.message_bytes, run.violations);
     let void = if run.void { ", VOID" } else { "" };
+    let (read, busy) = (run.deliveries_per_read, run.client.busy_share * 100.0);
     format!(
-        "{cpu:.3} us per delivery, p50 {:.2} p99 {:.2} ms, {bytes:.0} bytes, {violations} violations, client {:.0} % busy{void}",
-        latency.p50_ms,
-        latency.p99_ms,
-        run.client.busy_share * 100.0
+        "{cpu:.3} us per delivery, p50 {:.2} p99 {:.2} ms, {bytes:.0} bytes, {read:.2} per read, {violations} violations, \
+         client {busy:.0} % busy{void}",
+        latency.p50_ms, latency.p99_ms,
     )
 }

@@ -213,7 +213,7 @@ pub fn measured(plan: Plan, server_pid: Option<u32>) -> Result<FanoutResult> {
         lost: tally.lost.into_map(),
         resumed: tally.resumed,
         foreign: tally.foreign,
-        server_cpu_us_per_delivery: server.map(|usage| usage.cpu_us_per(delivered)),
+        server_cpu_us_per_delivery: server.filter(|_| delivered > 0).map(|usage| usage.cpu_us_per(delivered)),
         server,
         client_cpu_us_per_delivery: client.cpu_seconds * 1e6 / delivered.max(1) as f64,
         client,
