@@ -155,6 +155,19 @@ async fn several_commands_share_a_frame() {
 }
 
 #[tokio::test]
+async fn an_empty_server_side_subscription_is_there_in_the_map() {
+    let gateway = Gateway::start();
+    let mut client = Client::open_protobuf(gateway.url()).await;
+    let token = tokens::connection(json!({ "sub": "ann", "channels": ["bare:a"] }));
+    let connect = Message::new().bytes(1, token.as_bytes());
+    client.send_binary(&Message::new().number(1, 1).message(CONNECT.0, &connect).framed()).await;
+    let result = bytes_of(&split(&client.binary().await)[0], CONNECT.1);
+    let entry = bytes_of(&result, 6);
+    // Without the value, which encoders like to leave out when it is empty, SDKs find null where they expect an object.
+    assert_eq!(fields(&entry), [Field::Bytes(1, b"bare:a".to_vec()), Field::Bytes(2, vec![])]);
+}
+
+#[tokio::test]
 async fn malformed_frames_close_with_bad_request() {
     let gateway = Gateway::start();
     for (what, frame) in [

@@ -18,7 +18,7 @@ fn start() -> (Gateway, ClientConfig) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate can be made");
     let gateway =
-        Gateway::with(&format!("[drain]\ngrace_accept = \"0s\"\nwindow = \"0s\"\n[tls]\ncert_file = \"{{dir}}/cert.pem\"\nkey_file = \"{{dir}}/key.pem\"\n{CONFIG}"))
+        Gateway::with(&format!("[tls]\ncert_file = \"{{dir}}/cert.pem\"\nkey_file = \"{{dir}}/key.pem\"\n{CONFIG}"))
             .file("cert.pem", &cert.pem())
             .file("key.pem", &signing_key.serialize_pem())
             .start();
