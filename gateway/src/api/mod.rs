@@ -75,25 +75,28 @@ impl Default for ApiLimits {
 
 /// How an error of a whole request is told. The errors of commands in a batch, of channels in a broadcast and on the
 /// legacy route are always told in the answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ErrorMode {
+#[derive(Clone, Copy)]
+enum ErrorMode {
     /// Status 200 and `{"error": {"code": ..., "message": ...}}`.
-    #[default]
     InAnswer,
     /// A status that fits, and the bare error object. A request asks for it with `X-Centrifugo-Error-Mode: transport`.
     Transport,
+}
+
+impl ErrorMode {
+    fn of(headers: &HeaderMap) -> Self {
+        match headers.get(ERROR_MODE) {
+            Some(value) if value.as_bytes().eq_ignore_ascii_case(b"transport") => Self::Transport,
+            Some(_) | None => Self::InAnswer,
+        }
+    }
 }
 
 /// The routes `/api` and `/api/<method>`. Each request is held against the keys of [`Node::runtime`] at its time.
 ///
 /// Make it after the recorder of metrics was installed, and clone it for every shard.
 pub fn router(node: Arc<Node>, limits: ApiLimits) -> Router {
-    router_with(node, limits, ErrorMode::default())
-}
-
-/// [`router`] with another way to tell errors, for requests that do not ask for their own.
-pub fn router_with(node: Arc<Node>, limits: ApiLimits, error_mode: ErrorMode) -> Router {
-    build(Api { node, limits, error_mode, body_timeout: BODY_TIMEOUT, meters: Meters::new() })
+    build(Api { node, limits, body_timeout: BODY_TIMEOUT, meters: Meters::new() })
 }
 
 fn build(api: Api) -> Router {
@@ -133,7 +136,6 @@ impl Route {
 struct Api {
     node: Arc<Node>,
     limits: ApiLimits,
-    error_mode: ErrorMode,
     body_timeout: Duration,
     meters: Meters,
 }
@@ -155,13 +157,6 @@ impl Api {
             Failure::Api(error) => error.code.label(),
         };
         self.meters.failed(route.name(), result);
-    }
-
-    fn error_mode(&self, headers: &HeaderMap) -> ErrorMode {
-        match headers.get(ERROR_MODE) {
-            Some(value) if value.as_bytes().eq_ignore_ascii_case(b"transport") => ErrorMode::Transport,
-            Some(_) | None => self.error_mode,
-        }
     }
 
     /// The body, in one piece. `waits` says that the caller sends it only when asked for.
@@ -191,7 +186,7 @@ async fn call(api: Arc<Api>, route: Route, request: Request) -> Response {
     if allowed.is_err() {
         return Rejection::Unauthorized.respond(&api, route);
     }
-    let error_mode = api.error_mode(request.headers());
+    let error_mode = ErrorMode::of(request.headers());
     let waits = request.headers().contains_key(EXPECT);
     let body = match api.read(request.into_body(), waits).await {
         Ok(body) => body,

@@ -20,7 +20,7 @@ use tower::ServiceExt;
 
 use super::auth::ApiKeys;
 use super::meters::Meters;
-use super::{Api, ApiLimits, BODY_TIMEOUT, ErrorMode, build};
+use super::{Api, ApiLimits, BODY_TIMEOUT, build};
 use crate::config::origin::OriginRule;
 use crate::node::{Node, Runtime};
 use crate::shard::IoLimits;
@@ -67,13 +67,8 @@ impl Fixture {
         let told = Arc::new(Mutex::new(Told::default()));
         let backplane = Arc::new(MemoryBackplane::new(memory));
         let node = Node::new("test".to_owned(), backplane, vec![inbox.clone()], runtime(&[KEY]), 10);
-        let mut api = Api {
-            node: node.clone(),
-            limits: ApiLimits::default(),
-            error_mode: ErrorMode::default(),
-            body_timeout: BODY_TIMEOUT,
-            meters: Meters::new(),
-        };
+        let mut api =
+            Api { node: node.clone(), limits: ApiLimits::default(), body_timeout: BODY_TIMEOUT, meters: Meters::new() };
         change(&mut api);
         tokio::spawn(shard(inbox, told.clone()));
         Self { node, router: build(api), told }
