@@ -3,7 +3,11 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use auth::JwksStats;
+use backplane::memory::MemoryStats;
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Live connections of this node.
@@ -48,6 +52,19 @@ pub const SUBSCRIPTIONS: &str = "gateway_subscriptions";
 pub const API_REQUESTS: &str = "gateway_api_requests_total";
 /// Connections that a drain has still to close.
 pub const DRAIN_REMAINING: &str = "gateway_drain_remaining";
+/// What the embedded backplane holds, by `what`: `channels`, `streams`, `publications`, `presence` or
+/// `idempotency_keys`.
+pub const MEMORY_ENTRIES: &str = "gateway_memory_entries";
+/// Bytes of stored publications in the embedded backplane.
+pub const MEMORY_HISTORY_BYTES: &str = "gateway_memory_history_bytes";
+/// Publications and streams that gave way to newer ones because of a limit, by `what`.
+pub const MEMORY_EVICTED: &str = "gateway_memory_evicted_total";
+/// Calls of the embedded backplane refused because a limit was reached.
+pub const MEMORY_REFUSED: &str = "gateway_memory_refused_total";
+/// Fetches of token keys.
+pub const JWKS_FETCHES: &str = "gateway_jwks_fetches_total";
+/// Fetches of token keys that failed; the keys fetched before stay in use.
+pub const JWKS_FAILURES: &str = "gateway_jwks_failures_total";
 /// 1, labelled by `version`.
 pub const BUILD: &str = "gateway_build_info";
 
@@ -89,8 +106,38 @@ fn describe() {
     describe_gauge!(SUBSCRIPTIONS, "Subscriptions of local connections.");
     describe_counter!(API_REQUESTS, "Requests of the server API, by method and result.");
     describe_gauge!(DRAIN_REMAINING, "Connections that a drain has still to close.");
+    describe_gauge!(MEMORY_ENTRIES, "What the embedded backplane holds.");
+    describe_gauge!(MEMORY_HISTORY_BYTES, Unit::Bytes, "Stored publications of the embedded backplane.");
+    describe_counter!(MEMORY_EVICTED, "Publications and streams that gave way because of a limit.");
+    describe_counter!(MEMORY_REFUSED, "Calls of the embedded backplane refused because of a limit.");
+    describe_counter!(JWKS_FETCHES, "Fetches of token keys.");
+    describe_counter!(JWKS_FAILURES, "Fetches of token keys that failed.");
     describe_gauge!(BUILD, "1, labelled by version.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Exports the state of the embedded backplane.
+pub(crate) fn memory(stats: &MemoryStats) {
+    for (what, entries) in [
+        ("channels", stats.channels),
+        ("streams", stats.streams),
+        ("publications", stats.publications),
+        ("presence", stats.presence_entries),
+        ("idempotency_keys", stats.idempotency_keys),
+    ] {
+        gauge!(MEMORY_ENTRIES, "what" => what).set(entries as f64);
+    }
+    gauge!(MEMORY_HISTORY_BYTES).set(stats.history_bytes as f64);
+    counter!(MEMORY_EVICTED, "what" => "publications").absolute(stats.publications_evicted);
+    counter!(MEMORY_EVICTED, "what" => "streams").absolute(stats.streams_evicted);
+    counter!(MEMORY_REFUSED).absolute(stats.refusals);
+}
+
+/// Exports how token keys are fetched. A reload that names other addresses starts from zero; the counters do not go
+/// back.
+pub(crate) fn jwks(stats: &JwksStats) {
+    counter!(JWKS_FETCHES).absolute(stats.fetches);
+    counter!(JWKS_FAILURES).absolute(stats.failures);
 }
 
 /// Handles of the node.

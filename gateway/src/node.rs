@@ -271,9 +271,7 @@ impl Node {
     /// When a shard did not answer in time; others may have acted.
     pub async fn apply(&self, target: Target, action: Action) -> Result<Applied, ShardTimeout> {
         let action = Arc::new(action);
-        let answers = self
-            .ask(|done| Command::Apply { target: target.clone(), action: action.clone(), done })
-            .await?;
+        let answers = self.ask(|done| Command::Apply { target: target.clone(), action: action.clone(), done }).await?;
         Ok(answers.into_iter().fold(Applied::default(), |sum, applied| Applied {
             matched: sum.matched + applied.matched,
             already_subscribed: sum.already_subscribed + applied.already_subscribed,

@@ -68,8 +68,12 @@ impl Outgoing {
             }
             Delivery::Presence(event) => {
                 let body = match event {
-                    PresenceEvent::Join(info) => PushBody::Join(protocol::Join { info: Some(convert::client_info(info)) }),
-                    PresenceEvent::Leave(info) => PushBody::Leave(protocol::Leave { info: Some(convert::client_info(info)) }),
+                    PresenceEvent::Join(info) => {
+                        PushBody::Join(protocol::Join { info: Some(convert::client_info(info)) })
+                    }
+                    PresenceEvent::Leave(info) => {
+                        PushBody::Leave(protocol::Leave { info: Some(convert::client_info(info)) })
+                    }
                 };
                 let push = Push { channel: self.channel.to_string(), body };
                 protocol::encode_reply(encoding, &Reply { id: 0, body: Some(ReplyBody::Push(push)) }, &mut message)

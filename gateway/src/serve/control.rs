@@ -76,6 +76,7 @@ async fn serve(control: Control) -> Result<ExitCode> {
             tracing::error!(%error, "the internal listener stopped");
         }
     });
+    let watched = node.clone();
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         loop {
@@ -83,6 +84,8 @@ async fn serve(control: Control) -> Result<ExitCode> {
             while memory.sweep(SWEEP_BUDGET) {
                 tokio::task::yield_now().await;
             }
+            crate::metrics::memory(&memory.stats());
+            crate::metrics::jwks(&watched.runtime().verifier.jwks_stats());
         }
     });
     tokio::spawn(async move {

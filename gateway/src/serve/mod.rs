@@ -67,12 +67,8 @@ pub fn serve(options: Options) -> Result<ExitCode> {
         public_routes = public_routes.merge(crate::demo::router());
     }
 
-    let acceptor = AcceptorOptions {
-        node: node.clone(),
-        router: public_routes,
-        tls: options.tls,
-        handshake: options.handshake,
-    };
+    let acceptor =
+        AcceptorOptions { node: node.clone(), router: public_routes, tls: options.tls, handshake: options.handshake };
     let (failed, failures) = mpsc::channel();
     for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         start_shard(index, &node, inbox, options.hub, listener, acceptor.clone(), failed.clone())?;

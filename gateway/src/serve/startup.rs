@@ -224,7 +224,8 @@ fn announcement(config: &Config) -> Box<dyn Fn(&Places) -> String + Send> {
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "gateway".to_owned(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "gateway".to_owned(), |name| name.trim().to_owned())
 }
 
 fn unix_now() -> i64 {

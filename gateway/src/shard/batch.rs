@@ -144,7 +144,8 @@ mod tests {
     use std::time::Instant;
 
     fn message(text: &str) -> Arc<Outgoing> {
-        let publication = Publication { offset: None, data: Bytes::from(text.to_owned()), info: None, tags: Default::default() };
+        let publication =
+            Publication { offset: None, data: Bytes::from(text.to_owned()), info: None, tags: Default::default() };
         Arc::new(Outgoing::new(ChannelName::from("c"), Delivery::Unpositioned(Arc::new(publication)), Instant::now()))
     }
 

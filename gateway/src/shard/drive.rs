@@ -279,14 +279,11 @@ impl Shard {
             Effect::Release(channel) => self.release_interest(channel),
             Effect::Read { ticket, channel, options, query } => {
                 let backplane = self.node.backplane.clone();
-                self.perform(
-                    async move { backplane.history(&channel, query, options).await },
-                    move |shard, result| {
-                        let now = shard.now().tick;
-                        let result = result.map_err(|error| error.to_string());
-                        shard.with_hub(|hub, port| hub.read_done(ticket, result, now, port));
-                    },
-                );
+                self.perform(async move { backplane.history(&channel, query, options).await }, move |shard, result| {
+                    let now = shard.now().tick;
+                    let result = result.map_err(|error| error.to_string());
+                    shard.with_hub(|hub, port| hub.read_done(ticket, result, now, port));
+                });
             }
             Effect::CheckPositions(checks) => {
                 let backplane = self.node.backplane.clone();
@@ -404,8 +401,7 @@ impl Shard {
         let queue_bytes = self.io_limits().queue_bytes;
         let mut replies = std::mem::take(&mut *connection.replies.borrow_mut());
         if !replies.is_empty() {
-            let payload_bytes =
-                protocol::frame_payload(connection.encoding, &replies[frame::HEADER_MAX..]).len();
+            let payload_bytes = protocol::frame_payload(connection.encoding, &replies[frame::HEADER_MAX..]).len();
             if payload_bytes > 0 {
                 let (header, used) = frame::header(connection.encoding, payload_bytes);
                 let start = frame::HEADER_MAX - used;

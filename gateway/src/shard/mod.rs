@@ -6,8 +6,8 @@
 
 pub mod batch;
 pub mod command;
-pub mod connection;
 mod commands;
+pub mod connection;
 mod drive;
 pub mod inbox;
 mod pass;
@@ -306,11 +306,8 @@ impl Shard {
         if reported.ticks.is_multiple_of(10) {
             let hub = self.hub.borrow();
             let queue_bytes = self.connections.borrow().iter().map(|(_, connection)| connection.queued_bytes()).sum();
-            let gauges = ShardGauges {
-                queue_bytes,
-                channels: hub.channel_count(),
-                subscriptions: hub.subscription_count(),
-            };
+            let gauges =
+                ShardGauges { queue_bytes, channels: hub.channel_count(), subscriptions: hub.subscription_count() };
             self.meters.report_gauges(&reported.gauges, &gauges);
             reported.gauges = gauges;
         }
