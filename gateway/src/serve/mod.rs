@@ -21,6 +21,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use backplane::memory::MemoryBackplane;
 use tokio::task::LocalSet;
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::hub::HubSettings;
 use crate::node::Node;
@@ -53,7 +54,8 @@ pub fn serve(options: Options) -> Result<ExitCode> {
     let node =
         Node::new(options.name.clone(), memory.clone(), inboxes.clone(), options.runtime, options.connections_max);
 
-    let api = crate::api::router(node.clone(), options.api);
+    // A bug in one request costs that request, not the connection it shares with others.
+    let api = crate::api::router(node.clone(), options.api).layer(CatchPanicLayer::new());
     let mut public_routes = Router::new()
         .route("/connection/websocket", axum::routing::any(crate::transport::upgrade::websocket))
         .with_state(node.clone());
