@@ -9,6 +9,9 @@
 //! every future is ready at once, and a call has taken effect when it returns its future.
 //!
 //! A stream ages as a whole: all of it is readable until `ttl` after its last publication.
+//!
+//! Payloads are kept as they are given. A `Bytes` that is a slice of a larger buffer keeps all of that buffer alive while
+//! only the slice is counted, so what goes into history should own its bytes or share a buffer of its own size.
 
 mod channel;
 mod clock;

@@ -169,6 +169,21 @@ fn idempotency_results_live_exactly_their_time() {
 }
 
 #[test]
+fn a_key_used_again_survives_the_freeing_of_its_first_result() {
+    let bench = Bench::new(MemoryLimits::default());
+    for n in 0..20 {
+        bench.publish("a", 8, keyed(&n.to_string())).expect("publish");
+    }
+    bench.clock.advance(IDEMPOTENCY_TTL);
+    // A publish frees a few of the oldest results only, so the first one of this key is still queued to be freed.
+    assert_eq!(bench.publish("a", 8, keyed("19")).expect("publish").outcome, PublishOutcome::Published);
+    assert!(bench.stats().idempotency_keys > 1);
+    assert!(!bench.backplane.sweep(1_000));
+    assert_eq!(bench.stats().idempotency_keys, 1);
+    assert_eq!(bench.publish("a", 8, keyed("19")).expect("publish").outcome, PublishOutcome::Repeated);
+}
+
+#[test]
 fn a_skipped_version_is_remembered_like_any_result() {
     let bench = Bench::new(MemoryLimits::default());
     let options = |version, epoch: &str, key: Option<&str>| PublishOptions {
