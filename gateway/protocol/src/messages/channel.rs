@@ -111,40 +111,29 @@ pub struct Message {
 
 /// What a connect reply says, as a push; unidirectional transports only. The field numbers differ from
 /// [`ConnectResult`](super::ConnectResult), the meanings do not (protocol section 2.2).
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Connect {
     /// Unique id of this connection.
-    #[prost(string, tag = "1")]
     pub client: String,
     /// Version of the server.
-    #[prost(string, tag = "2")]
     pub version: String,
     /// Application data.
-    #[prost(bytes = "bytes", tag = "3")]
     pub data: Bytes,
     /// Server-side subscriptions which are active now, by channel.
-    #[prost(btree_map = "string, message", tag = "4")]
     pub subs: BTreeMap<String, SubscribeResult>,
     /// The client has to refresh its token.
-    #[prost(bool, tag = "5")]
     pub expires: bool,
     /// Seconds until it should.
-    #[prost(uint32, tag = "6")]
     pub ttl: u32,
     /// Seconds between pings of the server; 0 when it sends none.
-    #[prost(uint32, tag = "7")]
     pub ping: u32,
     /// The client has to answer each ping.
-    #[prost(bool, tag = "8")]
     pub pong: bool,
     /// Secret id of the session.
-    #[prost(string, tag = "9")]
     pub session: String,
     /// Id of the node.
-    #[prost(string, tag = "10")]
     pub node: String,
     /// Time of the server in Unix milliseconds.
-    #[prost(int64, tag = "11")]
     pub time: i64,
 }
 

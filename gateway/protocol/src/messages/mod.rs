@@ -5,6 +5,7 @@
 
 mod channel;
 mod envelope;
+mod maps;
 mod requests;
 mod results;
 

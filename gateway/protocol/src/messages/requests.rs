@@ -7,26 +7,20 @@ use bytes::Bytes;
 use super::StreamPosition;
 
 /// Opens the session; the first command of every connection (protocol section 2.2).
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct ConnectRequest {
     /// The connection token, a compact JWT. Empty for an anonymous connection.
-    #[prost(string, tag = "1")]
     pub token: String,
     /// Application data.
-    #[prost(bytes = "bytes", tag = "2")]
     pub data: Bytes,
     /// Positions from which server-side subscriptions recover, by channel. Only `recover`, `offset`, `epoch` and
     /// `delta` of an entry mean anything.
-    #[prost(btree_map = "string, message", tag = "3")]
     pub subs: BTreeMap<String, SubscribeRequest>,
     /// Name of the SDK or application, such as `js`.
-    #[prost(string, tag = "4")]
     pub name: String,
     /// Version of the application.
-    #[prost(string, tag = "5")]
     pub version: String,
     /// HTTP headers which the client claims to have sent. Untrusted.
-    #[prost(btree_map = "string, string", tag = "6")]
     pub headers: BTreeMap<String, String>,
 }
 
