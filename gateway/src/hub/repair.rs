@@ -58,10 +58,11 @@ impl Hub {
     fn accept(&mut self, index: u32, outgoing: &Arc<Outgoing>, now: Tick, port: &mut impl Port) {
         let recent_len = self.settings.hold_back_len;
         let recent_bytes = self.settings.hold_back_bytes;
-        let Channel { stream, subs, .. } = &mut self.channels[index as usize];
-        let stream = stream.as_mut().expect("the caller saw the stream");
         let Delivery::Positioned { previous, publication, .. } = &outgoing.delivery else { return };
         let offset = publication.offset.unwrap_or(Offset(0));
+        self.lose_overtaken(index, offset, now, port);
+        let Channel { stream, subs, .. } = &mut self.channels[index as usize];
+        let stream = stream.as_mut().expect("the caller saw the stream");
         stream.position = offset;
         stream.confirmed_at = now;
         if let Some(recent) = stream.work.as_mut().and_then(|work| work.recent.as_mut()) {
@@ -83,6 +84,22 @@ impl Hub {
             }
         }
         stream.late.retain(|(_, joined_at)| *joined_at > offset);
+    }
+
+    /// Subscribers that joined ahead of the shard, at an offset which the stream now jumps over: the publications that
+    /// they saw there were lost, and others have taken their place.
+    fn lose_overtaken(&mut self, index: u32, offset: Offset, now: Tick, port: &mut impl Port) {
+        let stream = self.channels[index as usize].stream.as_ref().expect("the caller saw the stream");
+        let position = stream.position;
+        let overtaken = move |joined_at: Offset| position < joined_at && joined_at < offset;
+        if !stream.late.iter().any(|(_, joined_at)| overtaken(*joined_at)) {
+            return;
+        }
+        self.counters.gaps_lost += 1;
+        self.lose_positions(index, now, port, |channel, sub| {
+            let late = channel.stream.iter().flat_map(|stream| &stream.late);
+            late.into_iter().any(|(conn, joined_at)| *conn == sub.conn && overtaken(*joined_at))
+        });
     }
 
     /// Keeps a delivery for after the repair. When the buffer is full it is let go: history has what it held.
@@ -210,7 +227,7 @@ impl Hub {
         for joiner in served {
             self.counters.recoveries += u64::from(joiner.recover.is_some());
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &page.top, page.covered);
-            self.admit(index, &joiner, joined, port);
+            self.admit(index, &joiner, joined, now, port);
         }
         self.drain_hold_back(index, serial, now, port);
         self.go_live(index, now, port);
@@ -259,7 +276,7 @@ impl Hub {
         for joiner in served {
             self.counters.recoveries += 1;
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &top, page.covered);
-            self.admit(index, &joiner, joined, port);
+            self.admit(index, &joiner, joined, now, port);
         }
         if other_epoch {
             self.drain_hold_back(index, serial, now, port);
@@ -329,7 +346,7 @@ impl Hub {
 
     /// The position is gone: positioned subscribers are told, the channel continues from `top`.
     fn reposition(&mut self, index: u32, top: StreamPosition, now: Tick, port: &mut impl Port) {
-        self.lose_positions(index, now, port);
+        self.lose_positions(index, now, port, |_, _| true);
         let channel = &mut self.channels[index as usize];
         let stream = channel.stream.as_mut().expect("only positioned channels have a position");
         stream.epoch = top.epoch.clone();

@@ -77,6 +77,13 @@ pub trait Port {
     fn send(&mut self, conn_index: u32, outgoing: &Arc<Outgoing>);
     /// An effect to carry out, in order with the sends.
     fn effect(&mut self, effect: Effect);
+    /// Whether the session has kept the subscription that [`Effect::Joined`] has just told it of. It may have been ended
+    /// while it was being made: the session then leaves in the very answer, and nothing more may be sent to it. A port
+    /// that carries out a leave later than the effect has to say so here.
+    fn keeps(&self, conn: ConnKey, channel: &str) -> bool {
+        let _ = (conn, channel);
+        true
+    }
 }
 
 /// Counted since the hub was made; the shard exports the differences.
@@ -202,7 +209,7 @@ impl Hub {
         channel.release_at = None;
         match channel.stage {
             Stage::Subscribing | Stage::Positioning => channel.joiners.push(joiner),
-            Stage::Live => self.join_live(index, joiner, port),
+            Stage::Live => self.join_live(index, joiner, now, port),
         }
     }
 
@@ -239,14 +246,16 @@ impl Hub {
             }
         };
         let entry = &mut self.channels[index as usize];
-        match (&mut entry.stream, known) {
-            (None, _) => self.go_live(index, now, port),
-            (Some(stream), Some(position)) => {
+        let Some(stream) = &mut entry.stream else { return self.go_live(index, now, port) };
+        // Whatever was held back so far was in the stream before the read that follows.
+        let held = stream.work.take();
+        match known.filter(|_| held.is_none()) {
+            Some(position) => {
                 stream.epoch = position.epoch;
                 stream.position = position.offset;
                 self.go_live(index, now, port);
             }
-            (Some(_), None) => {
+            None => {
                 entry.stage = Stage::Positioning;
                 self.read_for_joiners(index, ReadPurpose::Position, port);
             }
@@ -334,13 +343,13 @@ impl Hub {
             stream.confirmed_at = now;
         }
         for joiner in std::mem::take(&mut channel.joiners) {
-            self.join_live(index, joiner, port);
+            self.join_live(index, joiner, now, port);
         }
         self.linger_if_empty(index, now);
     }
 
     /// Joins a live channel: at once where the shard's own position answers, else after a history read.
-    fn join_live(&mut self, index: u32, joiner: Joiner, port: &mut impl Port) {
+    fn join_live(&mut self, index: u32, joiner: Joiner, now: Tick, port: &mut impl Port) {
         let channel = &mut self.channels[index as usize];
         let answer = match (&channel.stream, &joiner.recover) {
             (None, _) => Some(Joined::default()),
@@ -361,7 +370,7 @@ impl Hub {
         match answer {
             Some(joined) => {
                 self.counters.recoveries += u64::from(joiner.recover.is_some());
-                self.admit(index, &joiner, joined, port);
+                self.admit(index, &joiner, joined, now, port);
             }
             None => {
                 channel.joiners.push(joiner);
@@ -370,16 +379,14 @@ impl Hub {
         }
     }
 
-    /// Makes a joiner a subscriber, tells it, and returns true; false if its connection has gone.
-    pub(super) fn admit(&mut self, index: u32, joiner: &Joiner, joined: Joined, port: &mut impl Port) -> bool {
+    /// Makes a joiner a subscriber and tells it, unless its connection has gone.
+    pub(super) fn admit(&mut self, index: u32, joiner: &Joiner, joined: Joined, now: Tick, port: &mut impl Port) {
         if !self.is_attached(joiner.conn) {
-            return false;
+            return;
         }
         let channel = &mut self.channels[index as usize];
         let member = &mut self.members[joiner.conn.index as usize];
-        let Some(slot) = member.channels.iter().position(|m| m.channel == index && m.index == PENDING) else {
-            return false;
-        };
+        let Some(slot) = member.channels.iter().position(|m| m.channel == index && m.index == PENDING) else { return };
         member.channels[slot].index = u32::try_from(channel.subs.len()).expect("fewer than 2^32 subscribers");
         // Losing every other subscriber in this very answer may have set it.
         channel.release_at = None;
@@ -390,8 +397,12 @@ impl Hub {
         {
             stream.late.push((joiner.conn.index, position.offset));
         }
-        port.effect(Effect::Joined { conn: joiner.conn, channel: channel.name.clone(), result: Ok(joined) });
-        true
+        let name = channel.name.clone();
+        port.effect(Effect::Joined { conn: joiner.conn, channel: name.clone(), result: Ok(joined) });
+        if !port.keeps(joiner.conn, &name) {
+            let membership = self.take_membership(joiner.conn.index, slot);
+            self.remove_sub(membership, now);
+        }
     }
 
     pub(super) fn fail_joiners(&mut self, index: u32, reason: &str, port: &mut impl Port) {
@@ -462,10 +473,17 @@ impl Hub {
         self.linger_if_empty(membership.channel, now);
     }
 
-    /// Takes every positioned subscriber out of the channel and tells it that its position is lost.
-    pub(super) fn lose_positions(&mut self, index: u32, now: Tick, port: &mut impl Port) {
+    /// Takes every positioned subscriber for which this holds out of the channel and tells it that its position is lost.
+    pub(super) fn lose_positions(
+        &mut self,
+        index: u32,
+        now: Tick,
+        port: &mut impl Port,
+        is_lost: impl Fn(&Channel, SubRef) -> bool,
+    ) {
         let channel = &self.channels[index as usize];
-        let lost: Vec<SubRef> = channel.subs.iter().copied().filter(|sub| sub.positioned()).collect();
+        let subs = channel.subs.iter().copied();
+        let lost: Vec<SubRef> = subs.filter(|sub| sub.positioned() && is_lost(channel, *sub)).collect();
         let name = channel.name.clone();
         for sub in lost {
             let generation = self.members[sub.conn as usize].generation;

@@ -39,9 +39,15 @@ struct Recorder {
     lines: Vec<String>,
     reads: VecDeque<ReadKind>,
     checks: VecDeque<Check>,
+    /// Connections whose sessions end every subscription in the answer that makes it.
+    leaving: Vec<u32>,
 }
 
 impl Port for Recorder {
+    fn keeps(&self, conn: ConnKey, _: &str) -> bool {
+        !self.leaving.contains(&conn.index)
+    }
+
     fn send(&mut self, conn_index: u32, outgoing: &Arc<Outgoing>) {
         self.lines.push(format!("{conn_index} <- {}", describe(&outgoing.delivery)));
     }
@@ -123,6 +129,11 @@ impl Bench {
     pub fn join(&mut self, index: u32, wanted: Wanted) {
         let options = wanted.history.then_some(HISTORY);
         self.hub.join(conn(index), &wanted.join, options, self.now, &mut self.port);
+    }
+
+    /// From now on this connection's session ends every subscription in the answer that makes it.
+    pub fn leaves_at_once(&mut self, index: u32) {
+        self.port.leaving.push(index);
     }
 
     pub fn leave(&mut self, index: u32, channel: &str) {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use backplane::{Delivery, PresenceEvent};
 
+use crate::hub::HubSettings;
+
 use super::bench::{
     Bench, CHANNEL, conn, curious, part, plain, positioned, publication, recover, someone, unpositioned, whole,
 };
@@ -80,12 +82,35 @@ fn what_came_before_the_first_position_was_known_follows_the_reply() {
     bench.acknowledge(CHANNEL, None);
     bench.deliver(4, &[5, 6, 7]);
     bench.lines();
-    // The read saw two of them.
+    // The read saw one of those that came after it was issued.
     bench.answer(part("e", 5, 5, &[]));
     bench.expect_clients(&["1 joined news at e/5", "1 <- 6", "1 <- 7"]);
-    assert_eq!(bench.hub.counters().duplicates, 2);
+    assert_eq!(bench.hub.counters().duplicates, 1);
     bench.deliver(7, &[8]);
     bench.expect(&["1 <- 8"]);
+}
+
+/// More came in than may be held back while the interest was being acknowledged: the first read is still made.
+#[test]
+fn a_flood_before_the_acknowledgement_is_covered_by_the_first_read() {
+    let mut bench = Bench::with(HubSettings { hold_back_len: 2, ..Default::default() });
+    bench.join(1, positioned());
+    bench.deliver(0, &[1, 2, 3, 4, 5]);
+    bench.acknowledge(CHANNEL, None);
+    bench.expect(&["interest news", "read news: top"]);
+    bench.answer(part("e", 5, 5, &[]));
+    bench.expect_clients(&["1 joined news at e/5"]);
+    bench.deliver(5, &[6]);
+    bench.expect(&["1 <- 6"]);
+}
+
+#[test]
+fn a_known_top_is_not_trusted_over_what_was_held_back() {
+    let mut bench = Bench::new();
+    bench.join(1, positioned());
+    bench.deliver(6, &[7]);
+    bench.acknowledge(CHANNEL, Some(("e", 5)));
+    bench.expect(&["interest news", "read news: top"]);
 }
 
 #[test]
@@ -193,4 +218,25 @@ fn a_connection_that_is_gone_cannot_join() {
     bench.hub.attach(conn(1));
     bench.join(1, positioned());
     bench.expect(&["interest news"]);
+}
+
+/// The server API has ended the subscription while it was being made, so that the session leaves in the very answer:
+/// nothing of the channel may follow, not even what was held back for it.
+#[test]
+fn a_session_that_leaves_in_the_answer_is_sent_nothing_more() {
+    let mut bench = Bench::new();
+    bench.leaves_at_once(1);
+    bench.join(1, positioned());
+    bench.acknowledge(CHANNEL, None);
+    bench.deliver(5, &[6, 7]);
+    bench.lines();
+    bench.answer(part("e", 5, 5, &[]));
+    bench.expect_clients(&["1 joined news at e/5"]);
+    // Its own leave comes later and finds nothing.
+    bench.leave(1, CHANNEL);
+    assert_eq!(bench.hub.subscription_count(), 0);
+    bench.join(1, positioned());
+    bench.expect(&["1 joined news at e/7"]);
+    bench.wait(Duration::from_secs(6));
+    bench.expect(&["release news"]);
 }

@@ -262,3 +262,18 @@ fn a_recovery_that_finds_the_stream_gone_back_is_read_again_after_a_repair() {
     bench.deliver(6, &[2_000]);
     bench.expect(&["2 <- 2000"]);
 }
+
+/// It joined at publications that the stream has lost since; the shard, which never had them, goes on with what took
+/// their place. For the joiner that is a gap.
+#[test]
+fn a_joiner_ahead_whose_place_is_lost_is_told() {
+    let mut bench = Bench::live_at(Default::default(), 9);
+    bench.join(2, recover("e", 8));
+    bench.join(3, unpositioned());
+    bench.answer(whole("e", 8, &[9, 10, 11]));
+    bench.lines();
+    bench.deliver(9, &[10]);
+    bench.deliver(10, &[2_000, 2_001]);
+    bench.expect(&["1 <- 10", "3 <- 10", "2 lost news", "1 <- 2000", "3 <- 2000", "1 <- 2001", "3 <- 2001"]);
+    assert_eq!(bench.hub.counters().gaps_lost, 1);
+}
