@@ -9,7 +9,7 @@ pub struct HubSettings {
     pub linger: Duration,
     /// A positioned channel that was quiet this long is compared with the backplane's top. 40 s.
     pub position_check: Duration,
-    /// Channels compared per [`Hub::tick`]: with ten ticks a second 1,000 channels/s and shard.
+    /// Channels compared per [`Hub::tick`](super::Hub::tick): with ten ticks a second 1,000 channels/s and shard.
     pub checks_per_tick: usize,
     /// Deliveries held back per channel while it is repaired. 1,024 is a second of a busy channel.
     pub hold_back_len: usize,

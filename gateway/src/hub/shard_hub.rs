@@ -1,4 +1,4 @@
-//! All channels of one shard: joining, leaving, delivering. The repair half is in [`super::repair`].
+//! All channels of one shard: joining, leaving, delivering. The repair half is in `repair`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! A shard: one core's listener, connections, sessions and channels, on one thread with its own runtime.
 //!
 //! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
-//! session, task), [`drive`] (carrying out what sessions and the hub ask for), [`pass`] (fan-out), [`batch`]
-//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks), [`wheel`], [`users`].
+//! session, task), `drive` (carrying out what sessions and the hub ask for), `pass` (fan-out), [`batch`]
+//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks), [`wheel`], `users`.
 
 pub mod batch;
 pub mod command;
