@@ -199,7 +199,7 @@ pub(super) async fn send(client: &FailFast, command: &'static str, arguments: Ve
     client.custom(CustomCommand::new_static(command, route, false), arguments).await
 }
 
-/// Error replies that say "not now": another server or a later attempt can do it.
+/// Beginnings of error replies that say "not now": another server or a later attempt can do it.
 const TEMPORARY: &[&str] = &[
     "LOADING",
     "READONLY",
@@ -207,27 +207,29 @@ const TEMPORARY: &[&str] = &[
     "CLUSTERDOWN",
     "TRYAGAIN",
     "BUSY",
+    "UNKILLABLE",
     "OOM",
     "MISCONF",
     "NOREPLICAS",
-    "UNKILLABLE",
+    "ERR max number of clients",
 ];
 
+/// What an error means to the caller. What Redis itself replied is for good unless it is known to be temporary; what the
+/// client library found out by itself is about the connection, but for settings that cannot work.
 pub(super) fn unavailable_or_refused(error: Error) -> BackplaneError {
     let details = error.details();
-    if TEMPORARY.iter().any(|word| details.starts_with(word)) {
-        return BackplaneError::Unavailable(details.to_owned());
-    }
-    match error.kind() {
-        ErrorKind::IO
-        | ErrorKind::Canceled
-        | ErrorKind::Timeout
-        | ErrorKind::Cluster
-        | ErrorKind::Sentinel
-        | ErrorKind::Routing
-        | ErrorKind::Tls
-        | ErrorKind::Backpressure => BackplaneError::Unavailable(error.to_string()),
-        _ => BackplaneError::Protocol(details.to_owned()),
+    let is_temporary = TEMPORARY.iter().any(|word| details.starts_with(word));
+    // Replies begin with a code like ERR or NOPERM.
+    let code = details.split(' ').next().unwrap_or_default();
+    let is_reply = code.len() > 1 && code.bytes().all(|byte| byte.is_ascii_uppercase());
+    let is_setting = matches!(
+        error.kind(),
+        ErrorKind::Config | ErrorKind::Auth | ErrorKind::Url | ErrorKind::InvalidArgument | ErrorKind::InvalidCommand
+    );
+    if !is_temporary && (is_reply || is_setting) {
+        BackplaneError::Protocol(details.to_owned())
+    } else {
+        BackplaneError::Unavailable(details.to_owned())
     }
 }
 
@@ -266,4 +268,24 @@ pub(super) fn number(value: &Value) -> Result<u64, BackplaneError> {
 
 pub(super) fn unexpected(value: &Value) -> BackplaneError {
     BackplaneError::Protocol(format!("redis answered something unexpected ({:?})", value.kind()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_for_now_or_for_good() {
+        let refused = |kind, details: &'static str| {
+            matches!(unavailable_or_refused(Error::new(kind, details)), BackplaneError::Protocol(_))
+        };
+        assert!(refused(ErrorKind::Unknown, "NOPERM this user has no permissions to run the 'info' command"));
+        assert!(refused(ErrorKind::Unknown, "ERR unknown command"));
+        assert!(refused(ErrorKind::Auth, "WRONGPASS invalid username-password pair or user is disabled."));
+        assert!(!refused(ErrorKind::Unknown, "LOADING Redis is loading the dataset in memory"));
+        assert!(!refused(ErrorKind::Unknown, "OOM command not allowed when used memory > 'maxmemory'."));
+        assert!(!refused(ErrorKind::Unknown, "Failed to route command."));
+        assert!(!refused(ErrorKind::IO, "Connection refused (os error 111)"));
+        assert!(!refused(ErrorKind::Timeout, "Request timed out."));
+    }
 }
