@@ -31,8 +31,8 @@ fn spread() -> Redis {
 impl Factory for Redis {
     type Backplane = RedisBackplane;
 
-    fn create(&self) -> impl Future<Output = Arc<RedisBackplane>> + Send {
-        async { Arc::new(RedisBackplane::connect(&self.config).await.expect("the server is there")) }
+    async fn create(&self) -> Arc<RedisBackplane> {
+        Arc::new(RedisBackplane::connect(&self.config).await.expect("the server is there"))
     }
 
     fn wait(&self, time: Duration) -> impl Future<Output = ()> + Send {
