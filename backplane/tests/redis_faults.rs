@@ -314,6 +314,97 @@ fn flushed_scripts_are_loaded_again() {
     });
 }
 
+/// Redis drops a subscriber whose messages pile up; the reader is told and finds what it missed in history.
+#[test]
+fn an_overflowed_output_buffer_is_repaired() {
+    let server = Server::start(VOLATILE);
+    run(async {
+        let mut node = Node::connect(&server.config()).await;
+        let names = channel("large");
+        node.backplane.subscribe(&names).await.expect("subscribe");
+        let start = node.publish(&names[0], "small").await;
+        assert_eq!(node.publication().await, "small");
+        assert_eq!(server.admin("CONFIG SET client-output-buffer-limit \"pubsub 100kb 0 0\""), "+OK");
+        let large = "x".repeat(300_000);
+        node.publish(&names[0], &large).await;
+        node.disturbance().await;
+        assert_eq!(texts(&node.after(&names[0], &start).await), [large]);
+        node.publish(&names[0], "small again").await;
+        assert_eq!(node.publication().await, "small again");
+    });
+}
+
+/// A node that takes deliveries too slowly loses some, is told so, and goes on.
+#[test]
+fn lag_is_told() {
+    const MESSAGES: usize = 3_000;
+
+    /// Stands still at the first delivery until it is let go.
+    struct Slow {
+        go_on: std::sync::Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+        events: Events,
+    }
+
+    impl Sink for Slow {
+        fn deliver(&self, channel: &ChannelName, delivery: Delivery) {
+            if let Some(go_on) = self.go_on.lock().expect("no holder panics").take() {
+                go_on.recv().expect("the test lets it go");
+            }
+            self.events.deliver(channel, delivery);
+        }
+
+        fn disturbed(&self, disturbance: Disturbance) {
+            self.events.disturbed(disturbance);
+        }
+    }
+
+    let server = Server::start(VOLATILE);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let config = RedisConfig { deliveries_waiting_max: 1024, ..server.config() };
+        let backplane = RedisBackplane::connect(&config).await.expect("the server is there");
+        let (sender, events) = mpsc::unbounded_channel();
+        let (let_go, go_on) = std::sync::mpsc::channel();
+        let go_on = std::sync::Mutex::new(Some(go_on));
+        backplane.attach(Arc::new(Slow { go_on, events: Events(sender) }));
+        let mut node = Node { backplane, events };
+        let names = channel("lag");
+        node.backplane.subscribe(&names).await.expect("subscribe");
+        let start = node.publish(&names[0], "first").await;
+        for n in 0..MESSAGES {
+            node.publish(&names[0], &n.to_string()).await;
+        }
+        // A later answer on the subscriber connection: all messages have been read from it.
+        node.backplane.subscribe(&channel("another")).await.expect("subscribe");
+        let_go.send(()).expect("the sink waits");
+        node.disturbance().await;
+        let page = node.after(&names[0], &start).await;
+        assert!(page.covered && page.publications.len() == MESSAGES, "history repairs the loss");
+        node.publish(&names[0], "last").await;
+        while node.publication().await != "last" {}
+    });
+}
+
+#[test]
+fn a_dropped_backplane_leaves_no_connection() {
+    let server = Server::start(VOLATILE);
+    run(async {
+        let node = Node::connect(&server.config()).await;
+        let busy = || server.admin(&format!("EVAL {COUNT_CLIENTS:?} 0"));
+        const COUNT_CLIENTS: &str =
+            "return tonumber(string.match(redis.call('INFO','clients'),'connected_clients:(%d+)'))";
+        // Two for commands, one for deliveries, and the one that asks.
+        assert_eq!(busy(), ":4");
+        drop(node);
+        let deadline = Instant::now() + DEADLINE;
+        while busy() != ":1" {
+            assert!(Instant::now() < deadline, "connections are left: {}", busy());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
 #[test]
 fn missing_permissions_are_named_with_their_remedy() {
     for missing in ["-info", "-publish", "-evalsha -eval", "resetchannels"] {

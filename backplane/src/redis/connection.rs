@@ -38,7 +38,7 @@ pub(super) use script;
 /// The settings shared by every connection. They answer traps of the client library: RESP3, so that any command is legal
 /// on a subscriber connection; one attempt per command, because a publish must not be repeated behind our back; a
 /// bounded wait for answers; no limit of its own on waiting commands (it leaks its counter after an overflow).
-pub(super) fn builder(config: &RedisConfig) -> Builder {
+fn builder(config: &RedisConfig) -> Builder {
     let mut builder = Builder::from_config(Config {
         server: ServerConfig::Centralized { server: Server::new(config.host.as_str(), config.port) },
         username: config.username.clone(),
@@ -86,13 +86,13 @@ pub(super) fn builder(config: &RedisConfig) -> Builder {
 /// A client that fails at once while it is not connected, instead of queueing.
 pub(super) type FailFast = WithOptions<Client>;
 
-pub(super) fn fail_fast(client: &Client) -> FailFast {
+fn fail_fast(client: &Client) -> FailFast {
     client.with_options(&Options { fail_fast: true, max_attempts: Some(1), ..Options::default() })
 }
 
 /// The connections for commands.
 pub(super) struct Commands {
-    clients: Vec<(Client, FailFast)>,
+    connections: Vec<Connection>,
     permits: Semaphore,
     timeout: Duration,
 }
@@ -101,13 +101,12 @@ impl Commands {
     /// Connects, and fails when the first attempt does.
     pub(super) async fn connect(config: &RedisConfig) -> Result<Self, BackplaneError> {
         let mut commands = Self {
-            clients: Vec::new(),
+            connections: Vec::new(),
             permits: Semaphore::new(config.in_flight_max.min(Semaphore::MAX_PERMITS)),
             timeout: config.command_timeout,
         };
         for _ in 0..config.connections {
-            let (client, _) = connect(config).await?;
-            commands.clients.push((client.clone(), fail_fast(&client)));
+            commands.connections.push(connect(config).await?);
         }
         Ok(commands)
     }
@@ -151,17 +150,17 @@ impl Commands {
 
     /// Ends the connections.
     pub(super) async fn close(&self) {
-        for (client, _) in &self.clients {
+        for connection in &self.connections {
             // Nothing is left to do for a connection that cannot be told goodbye.
-            let _ = tokio::time::timeout(self.timeout, client.quit()).await;
+            let _ = tokio::time::timeout(self.timeout, connection.client.quit()).await;
         }
     }
 
     fn client(&self, route: &str) -> &FailFast {
         let mut hasher = DefaultHasher::new();
         route.hash(&mut hasher);
-        let index = hasher.finish() % self.clients.len() as u64;
-        &self.clients[index as usize].1
+        let index = hasher.finish() % self.connections.len() as u64;
+        &self.connections[index as usize].commands
     }
 
     async fn within_limits(&self, call: impl Future<Output = Result<Value, Error>>) -> Result<Value, BackplaneError> {
@@ -174,12 +173,28 @@ impl Commands {
     }
 }
 
+/// A connection that is made again for ever when it breaks, until this is dropped.
+pub(super) struct Connection {
+    /// For events.
+    pub(super) client: Client,
+    /// For commands.
+    pub(super) commands: FailFast,
+    task: ConnectHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The client library's task does not end with its clients.
+        self.task.abort();
+    }
+}
+
 /// One more connection, connected.
-pub(super) async fn connect(config: &RedisConfig) -> Result<(Client, ConnectHandle), BackplaneError> {
+pub(super) async fn connect(config: &RedisConfig) -> Result<Connection, BackplaneError> {
     let client = builder(config).build().map_err(unavailable_or_refused)?;
     let connected = tokio::time::timeout(2 * config.connect_timeout, client.init()).await;
     let problem = match connected {
-        Ok(Ok(handle)) => return Ok((client, handle)),
+        Ok(Ok(task)) => return Ok(Connection { commands: fail_fast(&client), client, task }),
         Ok(Err(error)) => unavailable_or_refused(error),
         Err(_) => BackplaneError::Unavailable("redis did not answer in time".to_owned()),
     };

@@ -208,8 +208,7 @@ impl Presence {
     async fn take_new_lease(&self, lineage: String) -> Answer<()> {
         let lease = Uuid::new_v4();
         let (key, table) = (self.keys.lease(lease), self.keys.leases());
-        // The table first, so that no lease is out of a reaper's sight. One reaped before its key is there is dead too
-        // early, which the next renewal finds out.
+        // The key first: a lease in the table without its key is dead to a reaper. Entries only after both.
         let row = vec![table.as_str().into(), lease.simple().to_string().into(), self.name.as_str().into()];
         let ttl = i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX);
         let set = vec![key.as_str().into(), self.name.as_str().into(), "PX".into(), ttl.into()];

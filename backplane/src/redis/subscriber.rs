@@ -10,9 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fred::clients::Client;
 use fred::interfaces::{EventInterface, PubsubInterface};
-use fred::types::{ConnectHandle, Message, Value};
+use fred::types::{Message, Value};
 use parking_lot::RwLock;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -21,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::config::RedisConfig;
-use super::connection::{FailFast, blob, connect, fail_fast, number, send, unavailable_or_refused};
+use super::connection::{Connection, FailFast, blob, connect, number, send, unavailable_or_refused};
 use super::keys::Keys;
 use super::record::{Record, decode};
 use crate::{BackplaneError, ChannelName, Delivery, Disturbance, Epoch, Offset, Previous, Sink};
@@ -52,18 +51,19 @@ pub(super) struct Subscriber {
     requests: mpsc::Sender<Request>,
     timeout: Duration,
     tasks: [JoinHandle<()>; 2],
-    connection: ConnectHandle,
+    _connection: Connection,
 }
 
 impl Subscriber {
     pub(super) async fn connect(config: &RedisConfig, keys: &Keys, sink: SinkCell) -> Result<Self, BackplaneError> {
-        let (client, connection) = connect(config).await?;
+        let connection = connect(config).await?;
+        let client = &connection.client;
         let subscribed = Subscribed::default();
         let messages = client.message_rx();
         let (requests, queue) = mpsc::channel(REQUESTS_WAITING);
         let mut keeper = Keeper {
             reconnects: client.reconnect_rx(),
-            commands: fail_fast(&client),
+            commands: connection.commands.clone(),
             keys: keys.clone(),
             subscribed: Arc::clone(&subscribed),
             sink: Arc::clone(&sink),
@@ -74,9 +74,9 @@ impl Subscriber {
         keeper.connection_id = keeper.barrier().await?;
         let tasks = [
             tokio::spawn(route(messages, subscribed, sink)),
-            tokio::spawn(keeper.run(queue, client, config.liveness_interval)),
+            tokio::spawn(keeper.run(queue, config.liveness_interval)),
         ];
-        Ok(Self { requests, timeout: config.command_timeout, tasks, connection })
+        Ok(Self { requests, timeout: config.command_timeout, tasks, _connection: connection })
     }
 
     /// Subscribes or unsubscribes and waits until Redis has done it.
@@ -95,7 +95,6 @@ impl Subscriber {
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        self.connection.abort();
     }
 }
 
@@ -113,7 +112,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, mut queue: mpsc::Receiver<Request>, _client: Client, liveness_interval: Duration) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>, liveness_interval: Duration) {
         let mut liveness = tokio::time::interval(liveness_interval);
         liveness.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
