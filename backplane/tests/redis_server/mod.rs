@@ -27,8 +27,8 @@ pub struct Server {
 
 /// Nothing is written.
 pub const VOLATILE: &[&str] = &["--save", "", "--appendonly", "no"];
-/// Every write is handed to the operating system before its answer.
-pub const APPEND_ONLY: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"];
+/// Every write is on disk before its answer; with `everysec` one may wait for a sync that is under way.
+pub const APPEND_ONLY: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
 
 impl Server {
     /// Starts a server with a user that has just the documented permissions.
