@@ -108,10 +108,9 @@ pub(super) struct Work {
     pub repairing: bool,
     /// A repair is due as soon as the read in flight ends.
     pub repair_due: bool,
-    pub hold_back: VecDeque<Held>,
+    /// What has arrived since the last read was issued, while deliveries are held back.
+    pub hold_back: VecDeque<Arc<Outgoing>>,
     pub hold_back_bytes: usize,
-    /// The highest offset that arrived during the repair, also when the buffer overflowed and was let go.
-    pub highest_seen: Offset,
     /// Repair reads made for this gap so far.
     pub rounds: u32,
     /// When to try a failed repair read again.
@@ -133,15 +132,6 @@ impl Work {
             && self.recent.is_none()
             && self.served.is_empty()
     }
-}
-
-/// A delivery that waits for a repair.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub outgoing: Arc<Outgoing>,
-    /// Reads with this serial or a later one were issued after the delivery had arrived, so they saw a stream that
-    /// already held it.
-    pub before_serial: u64,
 }
 
 /// Live publications kept for joiners whose read is in flight.

@@ -8,7 +8,7 @@ use session::io::RecoverMode;
 use session::time::Tick;
 
 use super::Outgoing;
-use super::channel::{Channel, Held, ReadPurpose, Reading, Recent, Stage, Stream};
+use super::channel::{Channel, ReadPurpose, Reading, Recent, Stage, Stream};
 use super::recovery;
 use super::shard_hub::{Effect, Hub, Port, ReadKind};
 
@@ -105,14 +105,8 @@ impl Hub {
     /// Keeps a delivery for after the repair. When the buffer is full it is let go: history has what it held.
     fn hold_back(&mut self, index: u32, outgoing: &Arc<Outgoing>) {
         let settings = self.settings;
-        let before_serial = self.next_serial;
         let stream = self.channels[index as usize].stream.as_mut().expect("the caller saw the stream");
-        let Delivery::Positioned { epoch, publication, .. } = &outgoing.delivery else { return };
-        let same_epoch = *epoch == stream.epoch;
         let work = stream.work();
-        if same_epoch {
-            work.highest_seen = work.highest_seen.max(publication.offset.unwrap_or(Offset(0)));
-        }
         work.hold_back_bytes += outgoing.weight();
         if work.hold_back.len() >= settings.hold_back_len || work.hold_back_bytes > settings.hold_back_bytes {
             work.hold_back.clear();
@@ -120,7 +114,7 @@ impl Hub {
             work.repair_due = true;
             self.counters.hold_back_overflows += 1;
         }
-        work.hold_back.push_back(Held { outgoing: outgoing.clone(), before_serial });
+        work.hold_back.push_back(outgoing.clone());
     }
 
     // --- issuing reads ---
@@ -180,8 +174,10 @@ impl Hub {
         work.repair_due = false;
         work.repairing = true;
         work.rounds += 1;
-        // Whatever has arrived by now was in the stream before this read; only what comes later asks for another one.
-        work.highest_seen = Offset(0);
+        // Whatever has arrived by now was in the stream before this read: it is in the answer, or is no more. Only what
+        // comes later has to be held, and may ask for another read.
+        work.hold_back.clear();
+        work.hold_back_bytes = 0;
         self.issue(index, ReadPurpose::Repair(since.clone()), HistoryQuery::since(since, limit), port);
     }
 
@@ -209,14 +205,7 @@ impl Hub {
     // --- reads answered ---
 
     /// The first position of a channel.
-    pub(super) fn positioned(
-        &mut self,
-        index: u32,
-        serial: u64,
-        mut page: HistoryPage,
-        now: Tick,
-        port: &mut impl Port,
-    ) {
+    pub(super) fn positioned(&mut self, index: u32, mut page: HistoryPage, now: Tick, port: &mut impl Port) {
         let channel = &mut self.channels[index as usize];
         let stream = channel.stream.as_mut().expect("only positioned channels read");
         stream.epoch = page.top.epoch.clone();
@@ -229,20 +218,13 @@ impl Hub {
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &page.top, page.covered);
             self.admit(index, &joiner, joined, now, port);
         }
-        self.drain_hold_back(index, serial, now, port);
+        self.drain_hold_back(index, now, port);
         self.go_live(index, now, port);
         self.after_read(index, now, port);
     }
 
     /// What later joiners missed.
-    pub(super) fn recovered(
-        &mut self,
-        index: u32,
-        serial: u64,
-        mut page: HistoryPage,
-        now: Tick,
-        port: &mut impl Port,
-    ) {
+    pub(super) fn recovered(&mut self, index: u32, mut page: HistoryPage, now: Tick, port: &mut impl Port) {
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
         let work = stream.work.as_mut().expect("a read was in flight");
         let served = std::mem::take(&mut work.served);
@@ -279,7 +261,7 @@ impl Hub {
             self.admit(index, &joiner, joined, now, port);
         }
         if other_epoch {
-            self.drain_hold_back(index, serial, now, port);
+            self.drain_hold_back(index, now, port);
         }
         self.after_read(index, now, port);
     }
@@ -288,7 +270,6 @@ impl Hub {
     pub(super) fn repaired(
         &mut self,
         index: u32,
-        serial: u64,
         since: &StreamPosition,
         page: HistoryPage,
         now: Tick,
@@ -305,7 +286,7 @@ impl Hub {
         if !chained || rounds > rounds_max {
             self.counters.gaps_lost += 1;
             self.reposition(index, page.top, now, port);
-            self.drain_hold_back(index, serial, now, port);
+            self.drain_hold_back(index, now, port);
             self.after_read(index, now, port);
             return;
         }
@@ -329,13 +310,12 @@ impl Hub {
             stream.position = stream.position.max(page.top.offset);
             stream.confirmed_at = now;
             port.effect(Effect::Observed(name, stream.at()));
-            self.drain_hold_back(index, serial, now, port);
+            self.drain_hold_back(index, now, port);
         }
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
-        let position = stream.position;
         let work = stream.work();
         // Not at the end yet: the page was cut by its limit, or the hold-back buffer was let go meanwhile.
-        let more = !page.covered || work.highest_seen > position || work.repair_due;
+        let more = !page.covered || work.repair_due;
         if !more {
             work.repairing = false;
             work.rounds = 0;
@@ -357,35 +337,26 @@ impl Hub {
         work.repairing = false;
         work.repair_due = false;
         work.rounds = 0;
-        work.highest_seen = Offset(0);
         work.recent = None;
         port.effect(Effect::Observed(channel.name.clone(), top));
     }
 
-    /// Delivers what was held back, as far as it follows what the read with this serial found. Stops where another
-    /// read is needed and keeps the rest.
-    fn drain_hold_back(&mut self, index: u32, serial: u64, now: Tick, port: &mut impl Port) {
+    /// Delivers what was held back since the read was issued whose answer has set the position, as far as it follows
+    /// from there. Where it does not, another read is due.
+    fn drain_hold_back(&mut self, index: u32, now: Tick, port: &mut impl Port) {
         loop {
             let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels hold back");
             let Some(work) = &mut stream.work else { return };
-            let Some(held) = work.hold_back.pop_front() else {
+            let Some(outgoing) = work.hold_back.pop_front() else {
                 work.hold_back_bytes = 0;
                 return;
             };
-            let weight = held.outgoing.weight();
-            work.hold_back_bytes = work.hold_back_bytes.saturating_sub(weight);
-            let verdict = judge(stream, &held.outgoing.delivery);
-            match verdict {
-                Verdict::Accept => self.accept(index, &held.outgoing, now, port),
+            work.hold_back_bytes = work.hold_back_bytes.saturating_sub(outgoing.weight());
+            match judge(stream, &outgoing.delivery) {
+                Verdict::Accept => self.accept(index, &outgoing, now, port),
                 Verdict::Duplicate => self.counters.duplicates += 1,
-                // The read came later and found another stream, or this one without it: it is no more. Waiting for it
-                // would be reading for ever.
-                Verdict::Gap | Verdict::OtherEpoch if held.before_serial <= serial => self.counters.duplicates += 1,
                 Verdict::Gap | Verdict::OtherEpoch => {
-                    let work = stream.work();
-                    work.hold_back_bytes += weight;
-                    work.hold_back.push_front(held);
-                    work.repair_due = true;
+                    stream.work().repair_due = true;
                     return;
                 }
             }

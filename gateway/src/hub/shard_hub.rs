@@ -282,7 +282,9 @@ impl Hub {
         while self.lingering.front().is_some_and(|(at, _)| *at <= now) {
             let (at, name) = self.lingering.pop_front().expect("a front was just seen");
             if let Some(&index) = self.names.get(&name)
-                && self.channels[index as usize].release_at == Some(at)
+                && self.channels[index as usize].release_at.take_if(|due| *due == at).is_some()
+                // Somebody may have come in the very answer that emptied it.
+                && self.is_empty(index)
             {
                 self.forget(index);
                 port.effect(Effect::Release(name));
@@ -497,16 +499,22 @@ impl Hub {
     }
 
     fn linger_if_empty(&mut self, index: u32, now: Tick) {
-        let channel = &mut self.channels[index as usize];
-        let idle = channel.subs.is_empty()
-            && channel.joiners.is_empty()
-            && channel.stage == Stage::Live
-            && channel.stream.as_ref().is_none_or(|stream| stream.work.as_ref().is_none_or(|w| w.served.is_empty()));
-        if idle && channel.release_at.is_none() {
+        if self.is_empty(index) && self.channels[index as usize].release_at.is_none() {
             let at = now.after(self.settings.linger);
+            let channel = &mut self.channels[index as usize];
             channel.release_at = Some(at);
             self.lingering.push_back((at, channel.name.clone()));
         }
+    }
+
+    /// Live, and neither subscribed nor about to be.
+    fn is_empty(&self, index: u32) -> bool {
+        let channel = &self.channels[index as usize];
+        let work = channel.stream.as_ref().and_then(|stream| stream.work.as_ref());
+        channel.stage == Stage::Live
+            && channel.subs.is_empty()
+            && channel.joiners.is_empty()
+            && work.is_none_or(|work| work.served.is_empty())
     }
 
     /// Drops a channel without subscribers.
@@ -543,20 +551,20 @@ impl Hub {
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
         let reading = stream.work().reading.take().expect("the ticket was just compared");
         match (reading.purpose, result) {
-            (ReadPurpose::Position, Ok(page)) => self.positioned(index, ticket.serial, page, now, port),
+            (ReadPurpose::Position, Ok(page)) => self.positioned(index, page, now, port),
             (ReadPurpose::Position, Err(reason)) => {
                 self.fail_joiners(index, &reason, port);
                 let name = self.channels[index as usize].name.clone();
                 self.forget(index);
                 port.effect(Effect::Release(name));
             }
-            (ReadPurpose::Recover, Ok(page)) => self.recovered(index, ticket.serial, page, now, port),
+            (ReadPurpose::Recover, Ok(page)) => self.recovered(index, page, now, port),
             (ReadPurpose::Recover, Err(reason)) => {
                 stream.work().recent = None;
                 self.fail_joiners(index, &reason, port);
                 self.after_read(index, now, port);
             }
-            (ReadPurpose::Repair(since), Ok(page)) => self.repaired(index, ticket.serial, &since, page, now, port),
+            (ReadPurpose::Repair(since), Ok(page)) => self.repaired(index, &since, page, now, port),
             (ReadPurpose::Repair(_), Err(reason)) => {
                 let at = now.after(self.settings.retry_delay);
                 stream.work().retry_at = Some(at);
