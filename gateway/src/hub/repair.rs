@@ -334,8 +334,8 @@ impl Hub {
         stream.confirmed_at = now;
         stream.late.clear();
         let work = stream.work();
+        // A repair that is due stays due: more may have come during the read than could be held back.
         work.repairing = false;
-        work.repair_due = false;
         work.rounds = 0;
         work.recent = None;
         port.effect(Effect::Observed(channel.name.clone(), top));

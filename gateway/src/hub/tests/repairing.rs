@@ -284,3 +284,18 @@ fn what_was_held_back_before_a_read_is_not_delivered_after_it() {
     bench.deliver(6, &[2_000]);
     bench.expect(&["2 <- 2000"]);
 }
+
+/// More came in during the repair than could be held back, the last of it a straggler; then the position is lost.
+#[test]
+fn an_overflow_during_a_repair_that_fails_is_read_as_well() {
+    let settings = HubSettings { hold_back_len: 1, ..Default::default() };
+    let mut bench = Bench::live_at(settings, 5);
+    bench.join(2, unpositioned());
+    bench.deliver(49, &[50, 51, 52]);
+    bench.deliver(47, &[48]);
+    bench.lines();
+    bench.answer(part("e", 50, 40, &[45, 50]));
+    bench.expect_clients(&["1 lost news", "read news: 1000 after e/50"]);
+    bench.answer(whole("e", 50, &[51, 52]));
+    bench.expect_clients(&["2 <- 51", "2 <- 52"]);
+}
