@@ -35,6 +35,9 @@ fn judge(stream: &Stream, delivery: &Delivery) -> Verdict {
     }
 }
 
+/// Recovery reads that live publications may outrun before the joiners are answered without one.
+const OUTRUN_MAX: u32 = 2;
+
 impl Hub {
     /// A delivery of a channel with history: in order, held back, dropped, or the first sign of a loss.
     pub(super) fn deliver_positioned(&mut self, index: u32, outgoing: &Arc<Outgoing>, now: Tick, port: &mut impl Port) {
@@ -79,11 +82,11 @@ impl Hub {
             return;
         }
         for sub in subs.iter() {
-            if !stream.late.iter().any(|(conn, joined_at)| *conn == sub.conn && *joined_at >= offset) {
+            if stream.late.get(&sub.conn).is_none_or(|joined_at| *joined_at < offset) {
                 port.send(sub.conn, outgoing);
             }
         }
-        stream.late.retain(|(_, joined_at)| *joined_at > offset);
+        stream.late.retain(|_, joined_at| *joined_at > offset);
     }
 
     /// Subscribers that joined ahead of the shard, at an offset which the stream now jumps over: the publications that
@@ -92,13 +95,13 @@ impl Hub {
         let stream = self.channels[index as usize].stream.as_ref().expect("the caller saw the stream");
         let position = stream.position;
         let overtaken = move |joined_at: Offset| position < joined_at && joined_at < offset;
-        if !stream.late.iter().any(|(_, joined_at)| overtaken(*joined_at)) {
+        if !stream.late.values().any(|joined_at| overtaken(*joined_at)) {
             return;
         }
         self.counters.gaps_lost += 1;
         self.lose_positions(index, now, port, |channel, sub| {
-            let late = channel.stream.iter().flat_map(|stream| &stream.late);
-            late.into_iter().any(|(conn, joined_at)| *conn == sub.conn && overtaken(*joined_at))
+            let joined_at = channel.stream.as_ref().and_then(|stream| stream.late.get(&sub.conn));
+            joined_at.is_some_and(|joined_at| overtaken(*joined_at))
         });
     }
 
@@ -235,17 +238,24 @@ impl Hub {
             // what was delivered meanwhile does not belong.
             recent.publications.clear();
             self.reposition(index, page.top.clone(), now, port);
-        } else if recent.overflowed || page.top.offset < recent.since {
+        } else if page.top.offset < recent.since || (recent.overflowed && work.outrun < OUTRUN_MAX) {
             // What was read does not meet what was delivered. Read again: too much came in meanwhile, or the stream has
             // gone back behind this shard's position, which then is lost.
+            work.outrun += 1;
             self.channels[index as usize].joiners.extend(served);
             if page.top.offset < recent.since {
                 self.start_repair(index, port);
             }
             self.after_read(index, now, port);
             return;
+        } else if recent.overflowed {
+            // The channel outruns every read. More than a client would be given anyway has passed, most likely; in any
+            // case it is told the truth and lives on from here.
+            page.publications.clear();
+            page.covered = false;
         }
-        let stream = self.channels[index as usize].stream.as_ref().expect("only positioned channels read");
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
+        stream.work().outrun = 0;
         let mut entries = recovery::retained(&mut page);
         let mut top = page.top;
         for stored in recent.publications {
@@ -329,7 +339,9 @@ impl Hub {
         self.lose_positions(index, now, port, |_, _| true);
         let channel = &mut self.channels[index as usize];
         let stream = channel.stream.as_mut().expect("only positioned channels have a position");
-        stream.epoch = top.epoch.clone();
+        if stream.epoch != top.epoch {
+            stream.former_epoch = Some(std::mem::replace(&mut stream.epoch, top.epoch.clone()));
+        }
         stream.position = top.offset;
         stream.confirmed_at = now;
         stream.late.clear();

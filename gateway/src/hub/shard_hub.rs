@@ -80,10 +80,7 @@ pub trait Port {
     /// Whether the session has kept the subscription that [`Effect::Joined`] has just told it of. It may have been ended
     /// while it was being made: the session then leaves in the very answer, and nothing more may be sent to it. A port
     /// that carries out a leave later than the effect has to say so here.
-    fn keeps(&self, conn: ConnKey, channel: &str) -> bool {
-        let _ = (conn, channel);
-        true
-    }
+    fn keeps(&self, conn: ConnKey, channel: &str) -> bool;
 }
 
 /// Counted since the hub was made; the shard exports the differences.
@@ -290,7 +287,11 @@ impl Hub {
                 port.effect(Effect::Release(name));
             }
         }
-        while self.retries.front().is_some_and(|(at, _)| *at <= now) {
+        // As many as checks: after an outage the channels come back at a pace.
+        for _ in 0..self.settings.checks_per_tick {
+            if self.retries.front().is_none_or(|(at, _)| *at > now) {
+                break;
+            }
             let (at, name) = self.retries.pop_front().expect("a front was just seen");
             if let Some(&index) = self.names.get(&name) {
                 self.retry(index, at, port);
@@ -360,11 +361,13 @@ impl Hub {
                 let other_epoch = !from.epoch.is_unknown() && from.epoch != stream.epoch;
                 match from.mode {
                     // Everything delivered here is everything there was up to the shard's position.
-                    RecoverMode::Stream if other_epoch || from.offset == stream.position => {
-                        let at = stream.at();
-                        let recovered = !other_epoch;
-                        Some(Joined { position: Some(at), recovered, publications: Vec::new() })
+                    RecoverMode::Stream if from.offset == stream.position && !other_epoch => {
+                        Some(Joined { position: Some(stream.at()), recovered: true, publications: Vec::new() })
                     }
+                    RecoverMode::Stream if stream.former_epoch.as_ref() == Some(&from.epoch) => {
+                        Some(Joined { position: Some(stream.at()), recovered: false, publications: Vec::new() })
+                    }
+                    // An epoch never heard of may be a newer one: only the backplane knows.
                     RecoverMode::Stream | RecoverMode::Cache => None,
                 }
             }
@@ -397,7 +400,7 @@ impl Hub {
         if let (Some(stream), Some(position)) = (&mut channel.stream, &joined.position)
             && position.offset > stream.position
         {
-            stream.late.push((joiner.conn.index, position.offset));
+            stream.late.insert(joiner.conn.index, position.offset);
         }
         let name = channel.name.clone();
         port.effect(Effect::Joined { conn: joiner.conn, channel: name.clone(), result: Ok(joined) });
@@ -466,7 +469,7 @@ impl Hub {
             self.members[moved.conn as usize].channels[moved.slot()].index = membership.index;
         }
         if let Some(stream) = &mut channel.stream {
-            stream.late.retain(|(conn, _)| *conn != removed.conn);
+            stream.late.remove(&removed.conn);
         }
         // Give back what a crowd left behind, with room to grow again.
         if channel.subs.capacity() > 64 && channel.subs.len() < channel.subs.capacity() / 4 {
@@ -571,6 +574,7 @@ impl Hub {
                 self.retries.push_back((at, self.channels[index as usize].name.clone()));
                 // They would wait for the retry: a temporary error lets the client come back in its own time.
                 self.fail_joiners(index, &reason, port);
+                self.linger_if_empty(index, now);
             }
         }
     }
