@@ -113,7 +113,9 @@ pub(super) struct Work {
     /// What has arrived since the last read was issued, while deliveries are held back.
     pub hold_back: VecDeque<Arc<Outgoing>>,
     pub hold_back_bytes: usize,
-    /// Repair reads made for this gap so far.
+    /// More has arrived since then than could be held back.
+    pub overflowed: bool,
+    /// Repair reads in a row that did not reach the top.
     pub rounds: u32,
     /// When to try a failed repair read again.
     pub retry_at: Option<Tick>,

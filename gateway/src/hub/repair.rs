@@ -114,7 +114,7 @@ impl Hub {
         if work.hold_back.len() >= settings.hold_back_len || work.hold_back_bytes > settings.hold_back_bytes {
             work.hold_back.clear();
             work.hold_back_bytes = outgoing.weight();
-            work.repair_due = true;
+            work.overflowed = true;
             self.counters.hold_back_overflows += 1;
         }
         work.hold_back.push_back(outgoing.clone());
@@ -181,6 +181,7 @@ impl Hub {
         // comes later has to be held, and may ask for another read.
         work.hold_back.clear();
         work.hold_back_bytes = 0;
+        work.overflowed = false;
         self.issue(index, ReadPurpose::Repair(since.clone()), HistoryQuery::since(since, limit), port);
     }
 
@@ -317,6 +318,8 @@ impl Hub {
         }
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
         if page.covered {
+            // Caught up: only reads that do not reach the top in a row are counted.
+            stream.work().rounds = 0;
             stream.position = stream.position.max(page.top.offset);
             stream.confirmed_at = now;
             port.effect(Effect::Observed(name, stream.at()));
@@ -346,8 +349,8 @@ impl Hub {
         stream.confirmed_at = now;
         stream.late.clear();
         let work = stream.work();
-        // A repair that is due stays due: more may have come during the read than could be held back.
         work.repairing = false;
+        work.repair_due = false;
         work.rounds = 0;
         work.recent = None;
         port.effect(Effect::Observed(channel.name.clone(), top));
@@ -359,6 +362,11 @@ impl Hub {
         loop {
             let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels hold back");
             let Some(work) = &mut stream.work else { return };
+            if work.overflowed {
+                // What was let go was after the read.
+                work.repair_due = true;
+                return;
+            }
             let Some(outgoing) = work.hold_back.pop_front() else {
                 work.hold_back_bytes = 0;
                 return;

@@ -95,6 +95,21 @@ fn a_channel_that_outruns_every_read_loses_its_position() {
     assert_eq!(bench.hub.counters().gaps_lost, 1);
 }
 
+/// Every read finds all there is, and every time something is lost again on its way meanwhile.
+#[test]
+fn a_channel_that_loses_often_keeps_its_position() {
+    let mut bench = Bench::live_at(Default::default(), 0);
+    bench.deliver(1, &[2]);
+    for round in 1..100 {
+        bench.deliver(2 * round + 1, &[2 * round + 2]);
+        bench.lines();
+        bench.answer(whole("e", 2 * round - 2, &[2 * round - 1, 2 * round]));
+        let again = format!("read news: 1000 after e/{}", 2 * round);
+        bench.expect_clients(&[&format!("1 <- {}", 2 * round - 1), &format!("1 <- {}", 2 * round), &again]);
+    }
+    assert_eq!(bench.hub.counters().gaps_lost, 0);
+}
+
 #[test]
 fn a_hold_back_that_overflows_is_let_go_and_read() {
     let settings = HubSettings { hold_back_len: 2, ..Default::default() };
