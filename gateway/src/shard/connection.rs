@@ -314,3 +314,16 @@ fn drain(connection: &Connection, cx: &mut Context<'_>) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything the shard keeps for an idle connection, its session included. Beside it stand the runtime's socket and
+    /// task, and a few small lists.
+    #[test]
+    fn an_idle_connection_stays_small() {
+        assert!(size_of::<Session>() <= 112, "{}", size_of::<Session>());
+        assert!(size_of::<Connection>() <= 368, "{}", size_of::<Connection>());
+    }
+}
