@@ -32,10 +32,15 @@ impl Channel {
         name: &ChannelName,
         counters: &Counters,
     ) -> &mut Stream {
-        if self.stream.as_ref().is_some_and(|stream| stream.is_forgotten(now)) {
+        self.forget_expired(now, order, name, counters);
+        self.stream.get_or_insert_with(|| Box::new(Stream::new(now, counters)))
+    }
+
+    /// Forgets the stream if it was not used for long enough. A subscription uses it all the time.
+    pub(super) fn forget_expired(&mut self, now: Moment, order: &mut Order, name: &ChannelName, counters: &Counters) {
+        if !self.subscribed && self.stream.as_ref().is_some_and(|stream| stream.is_forgotten(now)) {
             self.drop_stream(order, name, counters);
         }
-        self.stream.get_or_insert_with(|| Box::new(Stream::new(now, counters)))
     }
 
     /// Forgets the stream, epoch included.
@@ -66,7 +71,7 @@ impl Channel {
         let mut work = self.expire_results(now, budget, counters);
         if let Some(stream) = &mut self.stream {
             work += stream.expire(now, budget - work, counters);
-            if stream.is_bare() && stream.is_forgotten(now) {
+            if stream.is_bare() && !self.subscribed && stream.is_forgotten(now) {
                 self.drop_stream(order, name, counters);
             }
         }
@@ -85,7 +90,7 @@ impl Channel {
 
     /// When something in this channel expires next.
     pub(super) fn next_expiry(&self) -> Moment {
-        let stream = self.stream.as_ref().map_or(Moment::NEVER, |stream| stream.next_expiry());
+        let stream = self.stream.as_ref().map_or(Moment::NEVER, |stream| stream.next_expiry(self.subscribed));
         let results = self.results.as_ref().map_or(Moment::NEVER, |results| results.next_expiry());
         stream.min(results)
     }

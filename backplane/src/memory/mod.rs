@@ -310,8 +310,11 @@ impl MemoryBackplane {
                     return Err(error);
                 }
             };
-            let before =
-                stripe.change(channel, &self.counters, |state, _| std::mem::replace(&mut state.subscribed, true));
+            let now = self.now();
+            let before = stripe.change(channel, &self.counters, |state, order| {
+                state.forget_expired(now, order, channel, &self.counters);
+                std::mem::replace(&mut state.subscribed, true)
+            });
             if before == Some(false) {
                 self.counters.subscriptions.add(1);
                 added.push(channel.clone());
@@ -323,8 +326,14 @@ impl MemoryBackplane {
     fn unsubscribe_now(&self, channels: &[ChannelName]) {
         for channel in channels {
             let mut stripe = self.stripe(channel);
-            let before =
-                stripe.change(channel, &self.counters, |state, _| std::mem::replace(&mut state.subscribed, false));
+            let now = self.now();
+            let before = stripe.change(channel, &self.counters, |state, _| {
+                let was_subscribed = std::mem::replace(&mut state.subscribed, false);
+                if let Some(stream) = state.stream.as_mut().filter(|_| was_subscribed) {
+                    stream.prolong(now);
+                }
+                was_subscribed
+            });
             if before == Some(true) {
                 self.counters.subscriptions.sub(1);
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 
@@ -53,6 +54,8 @@ pub(super) struct Stream {
     entries_expire: Moment,
     /// From here on epoch and top are forgotten; every use moves it. Never before `entries_expire`.
     meta_expires: Moment,
+    /// `history_meta_ttl` of the last use.
+    meta_ttl: Duration,
     pub(super) last_used: Moment,
     /// Where it is filed for eviction. Written only by [`super::order::Order`].
     pub(super) place: Option<Place>,
@@ -70,6 +73,7 @@ impl Stream {
             bytes: 0,
             entries_expire: now,
             meta_expires: now,
+            meta_ttl: Duration::ZERO,
             last_used: now,
             place: None,
         }
@@ -82,6 +86,7 @@ impl Stream {
     /// Notes a use: epoch and top live on for `meta_ttl` from now, or longer when that was promised before.
     pub(super) fn touch(&mut self, now: Moment, options: HistoryOptions) {
         self.last_used = now;
+        self.meta_ttl = options.meta_ttl;
         self.meta_expires = self.meta_expires.max(now.after(options.meta_ttl)).max(self.entries_expire);
     }
 
@@ -168,14 +173,24 @@ impl Stream {
         self.entries.is_empty()
     }
 
+    /// Notes the end of a subscription, which is a use that lasted until now.
+    pub(super) fn prolong(&mut self, now: Moment) {
+        self.meta_expires = self.meta_expires.max(now.after(self.meta_ttl));
+    }
+
     /// True when epoch and top must be forgotten.
     pub(super) fn is_forgotten(&self, now: Moment) -> bool {
         self.meta_expires <= now
     }
 
-    /// When something of this stream expires next.
-    pub(super) fn next_expiry(&self) -> Moment {
-        if self.entries.is_empty() { self.meta_expires } else { self.entries_expire }
+    /// When something of this stream expires next. Epoch and top are not forgotten while the channel is subscribed: there
+    /// are those who hold a position in it.
+    pub(super) fn next_expiry(&self, subscribed: bool) -> Moment {
+        match (self.entries.is_empty(), subscribed) {
+            (false, _) => self.entries_expire,
+            (true, false) => self.meta_expires,
+            (true, true) => Moment::NEVER,
+        }
     }
 
     /// Reads without noting a use. Finding the start is a binary search, so the work is what is returned.

@@ -93,8 +93,10 @@ impl PendingJoin {
 
     /// The result to tell the client, by the table of protocol section 4.4.
     fn result(&self, settings: &Settings, now: Now, joined: &Joined) -> SubscribeResult {
-        // More than the limit is no recovery: the read was to stop there, and the reply has to stay bounded.
-        let recovered = self.recovering && joined.recovered && joined.publications.len() <= settings.recovery_limit;
+        // More than the limits is no recovery: the read was to stop there, and the reply has to stay bounded.
+        let bytes: usize = joined.publications.iter().map(|publication| publication.data.len()).sum();
+        let bounded = joined.publications.len() <= settings.recovery_limit && bytes <= settings.reply_bytes;
+        let recovered = self.recovering && joined.recovered && bounded;
         let mut result = SubscribeResult {
             recoverable: self.flags.has(Flags::RECOVERABLE),
             positioned: self.flags.has(Flags::POSITIONED),

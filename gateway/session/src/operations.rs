@@ -129,6 +129,7 @@ impl Session {
 
     pub(crate) fn history_read(
         &mut self,
+        ctx: &Context<'_>,
         id: u32,
         query: &HistoryQuery,
         result: Result<HistoryPage, OperationError>,
@@ -137,7 +138,8 @@ impl Session {
         let stale = |page: &HistoryPage| {
             query.since.as_ref().is_some_and(|since| !since.epoch.is_unknown() && since.epoch != page.top.epoch)
         };
-        let body = result.map(|page| {
+        let body = result.map(|mut page| {
+            truncate(&mut page, ctx.settings.reply_bytes);
             if stale(&page) {
                 ClientError::UnrecoverablePosition.into()
             } else {
@@ -152,4 +154,15 @@ impl Session {
             reply(id, result.unwrap_or_else(|error| ClientError::from(&error).into()), out);
         }
     }
+}
+
+/// Cuts a page before the publication that would take it over the bound; the first one is always kept.
+fn truncate(page: &mut HistoryPage, bytes_max: usize) {
+    let mut bytes = 0;
+    let within = page.publications.iter().take_while(|stored| {
+        bytes += stored.publication.data.len();
+        bytes <= bytes_max
+    });
+    let keep = within.count().max(1);
+    page.publications.truncate(keep);
 }

@@ -147,7 +147,7 @@ impl Session {
             Input::Published { id, result } => self.published(id, result, out),
             Input::Presence { id, result } => self.presence_read(id, result, out),
             Input::PresenceStats { id, result } => self.presence_stats_read(id, result, out),
-            Input::History { id, query, result } => self.history_read(id, &query, result, out),
+            Input::History { id, query, result } => self.history_read(ctx, id, &query, result, out),
             Input::ServerSubscribe(request) => self.server_subscribe(ctx, now, request, out),
             Input::ServerUnsubscribe { channel, code, reason } => {
                 self.server_unsubscribe(channel, code, reason, out);

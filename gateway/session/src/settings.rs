@@ -26,6 +26,9 @@ pub struct Settings {
     pub client_history_limit: usize,
     /// Publications that one subscription may recover. The hub reads at most this many; the session refuses more.
     pub recovery_limit: usize,
+    /// Payload bytes in one reply. A longer history page is cut there, the client asks on from its last offset; a longer
+    /// recovery counts as not recovered. 1 MiB, the outgoing queue: what cannot be queued cannot be sent to a slow client.
+    pub reply_bytes: usize,
     /// Commands of one connection that wait for the driver at a time; later ones queue. 64 covers a first frame with
     /// connect and some tens of subscribes in one go, and bounds what one client can ask of the backplane at once.
     pub commands_in_flight: usize,
@@ -52,6 +55,7 @@ impl Default for Settings {
             channel_name_bytes: 255,
             client_history_limit: 300,
             recovery_limit: 300,
+            reply_bytes: 1 << 20,
             commands_in_flight: 64,
             commands_queued: 1024,
             insecure: false,

@@ -142,7 +142,7 @@ fn runtime(keys: &[&str]) -> Runtime {
 async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Told>>) {
     loop {
         inbox.ready().await;
-        for item in inbox.take(usize::MAX).items {
+        for item in inbox.take(usize::MAX, usize::MAX).items {
             let Item::Command(command) = item else { continue };
             let mut told = told.lock();
             if told.silent {

@@ -95,6 +95,7 @@ fn limits(section: &mut Section<'_>, insecure: bool, allow_anonymous: bool) -> (
         channel_name_bytes: section.count("channel_name_bytes", defaults.channel_name_bytes, 1..=4096),
         client_history_limit: section.count("history_limit", defaults.client_history_limit, 1..=100_000),
         recovery_limit: section.count("recovery_limit", defaults.recovery_limit, 1..=100_000),
+        reply_bytes: section.size("reply_bytes", defaults.reply_bytes, 4096..=1 << 30),
         commands_in_flight: section.count("commands_in_flight", defaults.commands_in_flight, 1..=10_000),
         commands_queued: section.count("commands_queued", defaults.commands_queued, 1..=100_000),
         insecure,

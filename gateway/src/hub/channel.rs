@@ -1,6 +1,6 @@
 //! One channel on one shard: its subscribers, its position, and what is under way for it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use backplane::{ChannelName, Epoch, HistoryOptions, Offset, StoredPublication, StreamPosition};
@@ -90,12 +90,14 @@ pub(super) struct Channel {
 pub(super) struct Stream {
     pub options: HistoryOptions,
     pub epoch: Epoch,
+    /// The epoch before it, which whoever lost it comes back with: nothing of it can be recovered.
+    pub former_epoch: Option<Epoch>,
     /// Everything up to here was delivered to this shard's subscribers. Meaningless before the stage `Live`.
     pub position: Offset,
     /// When a delivery or a check last confirmed the position.
     pub confirmed_at: Tick,
     /// Subscribers whose own position is ahead of the shard's: they skip publications up to theirs.
-    pub late: Vec<(u32, Offset)>,
+    pub late: HashMap<u32, Offset>,
     /// Present only while a read, a repair or a hold-back is under way, so that an idle channel stays small.
     pub work: Option<Box<Work>>,
 }
@@ -108,16 +110,19 @@ pub(super) struct Work {
     pub repairing: bool,
     /// A repair is due as soon as the read in flight ends.
     pub repair_due: bool,
-    pub hold_back: VecDeque<Held>,
+    /// What has arrived since the last read was issued, while deliveries are held back.
+    pub hold_back: VecDeque<Arc<Outgoing>>,
     pub hold_back_bytes: usize,
-    /// The highest offset that arrived during the repair, also when the buffer overflowed and was let go.
-    pub highest_seen: Offset,
-    /// Repair reads made for this gap so far.
+    /// More has arrived since then than could be held back.
+    pub overflowed: bool,
+    /// Repair reads in a row that did not reach the top.
     pub rounds: u32,
     /// When to try a failed repair read again.
     pub retry_at: Option<Tick>,
     /// Publications delivered live since the joiners' read was issued.
     pub recent: Option<Recent>,
+    /// Recovery reads in a row that too many live publications outran.
+    pub outrun: u32,
     /// The joiners that the read in flight will answer.
     pub served: Vec<Joiner>,
 }
@@ -133,15 +138,6 @@ impl Work {
             && self.recent.is_none()
             && self.served.is_empty()
     }
-}
-
-/// A delivery that waits for a repair.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub outgoing: Arc<Outgoing>,
-    /// Reads with this serial or a later one were issued after the delivery had arrived, so they saw a stream that
-    /// already held it.
-    pub before_serial: u64,
 }
 
 /// Live publications kept for joiners whose read is in flight.
@@ -174,7 +170,15 @@ pub(super) enum ReadPurpose {
 
 impl Stream {
     pub fn new(options: HistoryOptions, now: Tick) -> Self {
-        Self { options, epoch: Epoch::from(""), position: Offset(0), confirmed_at: now, late: Vec::new(), work: None }
+        Self {
+            options,
+            epoch: Epoch::from(""),
+            former_epoch: None,
+            position: Offset(0),
+            confirmed_at: now,
+            late: HashMap::new(),
+            work: None,
+        }
     }
 
     pub fn at(&self) -> StreamPosition {

@@ -90,10 +90,16 @@ impl Hub {
         }
     }
 
-    /// The answer to one [`Check`]. An error is forgotten: the next check asks again.
+    /// The answer to one [`Check`]. After an error the channel is asked about again, at the pace of checks.
     pub fn checked(&mut self, check: &Check, top: Result<StreamPosition, String>, port: &mut impl Port) {
-        let (Some(&index), Ok(top)) = (self.names.get(&check.channel), top) else { return };
+        let Some(&index) = self.names.get(&check.channel) else { return };
         let channel = &mut self.channels[index as usize];
+        let Ok(top) = top else {
+            if !std::mem::replace(&mut channel.check_queued, true) {
+                self.checks.push_back(check.channel.clone());
+            }
+            return;
+        };
         let Some(stream) = &mut channel.stream else { return };
         if channel.stage != Stage::Live {
             return;

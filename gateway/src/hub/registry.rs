@@ -39,8 +39,10 @@ struct Entry {
     state: State,
     /// Bit n: shard n wants the channel. Never 0 while `Subscribing` or `Active`.
     shards: u64,
-    /// The highest position that was handed out or read, if the channel is positioned.
+    /// The highest position that was handed out or read while active.
     top: Option<StreamPosition>,
+    /// Whether a shard may start from `top`: a read has confirmed it. A delivery alone does not, as it may be repeated.
+    confirmed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,12 +75,12 @@ impl Registry {
     pub fn interest(&self, channel: &ChannelName, shard: usize) -> Interest {
         let mut stripe = self.stripe(channel).lock();
         let Some(entry) = stripe.get_mut(channel) else {
-            stripe.insert(channel.clone(), Entry { state: State::Subscribing, shards: 1 << shard, top: None });
+            stripe.insert(channel.clone(), Entry::new(shard));
             return Interest::Subscribe;
         };
         entry.shards |= 1 << shard;
         match entry.state {
-            State::Active => Interest::Active(entry.top.clone()),
+            State::Active => Interest::Active(entry.top.clone().filter(|_| entry.confirmed)),
             State::Subscribing | State::Unsubscribing => Interest::Wait,
         }
     }
@@ -114,7 +116,6 @@ impl Registry {
             return false;
         }
         entry.state = State::Unsubscribing;
-        entry.top = None;
         true
     }
 
@@ -129,20 +130,30 @@ impl Registry {
         }
         entry.state = State::Subscribing;
         entry.top = None;
+        entry.confirmed = false;
         true
     }
 
-    /// A shard read this top from the backplane: other shards may start from it without a read of their own.
-    ///
-    /// When it is below what was handed out, either the read took its time or the stream has gone back. The two cannot be
-    /// told apart here, so the top is then unknown until the next delivery, and who starts reads.
+    /// A shard read this top from the backplane: other shards may start from it without a read of their own, as long as
+    /// nothing else was handed out. A top below what was: either the read took its time or the stream has gone back. An
+    /// epoch other than what was: either may be the old one. Whoever starts then reads for himself.
     pub fn observed(&self, channel: &ChannelName, position: &StreamPosition) {
         let mut stripe = self.stripe(channel).lock();
         let Some(entry) = stripe.get_mut(channel).filter(|entry| entry.state == State::Active) else { return };
-        entry.top = match entry.top.take() {
-            Some(top) if top.epoch == position.epoch && top.offset > position.offset => None,
-            Some(_) | None => Some(position.clone()),
-        };
+        match &mut entry.top {
+            Some(top) if top.epoch == position.epoch => {
+                entry.confirmed = position.offset >= top.offset;
+                top.offset = top.offset.max(position.offset);
+            }
+            Some(top) => {
+                entry.confirmed = false;
+                *top = position.clone();
+            }
+            None => {
+                entry.confirmed = true;
+                entry.top = Some(position.clone());
+            }
+        }
     }
 
     /// Channels with at least one interested shard.
@@ -160,6 +171,10 @@ impl Registry {
 }
 
 impl Entry {
+    fn new(shard: usize) -> Self {
+        Self { state: State::Subscribing, shards: 1 << shard, top: None, confirmed: false }
+    }
+
     /// Only while the channel is active: a straggler of an interest that has ended says nothing about what was missed
     /// since.
     fn advance(&mut self, delivery: &Delivery) {
@@ -170,7 +185,10 @@ impl Entry {
         let offset = publication.offset.unwrap_or(Offset(0));
         match &mut self.top {
             Some(top) if top.epoch == *epoch => top.offset = top.offset.max(offset),
-            top => *top = Some(StreamPosition { epoch: epoch.clone(), offset }),
+            top => {
+                *top = Some(StreamPosition { epoch: epoch.clone(), offset });
+                self.confirmed = false;
+            }
         }
     }
 }
@@ -192,12 +210,12 @@ impl Sink for Registry {
         match &disturbance {
             Disturbance::Channel(channel) => {
                 if let Some(entry) = self.stripe(channel).lock().get_mut(channel) {
-                    entry.top = None;
+                    entry.confirmed = false;
                 }
             }
             Disturbance::All => {
                 for stripe in &self.stripes {
-                    stripe.lock().values_mut().for_each(|entry| entry.top = None);
+                    stripe.lock().values_mut().for_each(|entry| entry.confirmed = false);
                 }
             }
         }

@@ -8,7 +8,7 @@ use session::io::RecoverMode;
 use session::time::Tick;
 
 use super::Outgoing;
-use super::channel::{Channel, Held, ReadPurpose, Reading, Recent, Stage, Stream};
+use super::channel::{Channel, ReadPurpose, Reading, Recent, Stage, Stream};
 use super::recovery;
 use super::shard_hub::{Effect, Hub, Port, ReadKind};
 
@@ -34,6 +34,9 @@ fn judge(stream: &Stream, delivery: &Delivery) -> Verdict {
         Verdict::Gap
     }
 }
+
+/// Recovery reads that live publications may outrun before the joiners are answered without one.
+const OUTRUN_MAX: u32 = 2;
 
 impl Hub {
     /// A delivery of a channel with history: in order, held back, dropped, or the first sign of a loss.
@@ -79,11 +82,11 @@ impl Hub {
             return;
         }
         for sub in subs.iter() {
-            if !stream.late.iter().any(|(conn, joined_at)| *conn == sub.conn && *joined_at >= offset) {
+            if stream.late.get(&sub.conn).is_none_or(|joined_at| *joined_at < offset) {
                 port.send(sub.conn, outgoing);
             }
         }
-        stream.late.retain(|(_, joined_at)| *joined_at > offset);
+        stream.late.retain(|_, joined_at| *joined_at > offset);
     }
 
     /// Subscribers that joined ahead of the shard, at an offset which the stream now jumps over: the publications that
@@ -92,35 +95,29 @@ impl Hub {
         let stream = self.channels[index as usize].stream.as_ref().expect("the caller saw the stream");
         let position = stream.position;
         let overtaken = move |joined_at: Offset| position < joined_at && joined_at < offset;
-        if !stream.late.iter().any(|(_, joined_at)| overtaken(*joined_at)) {
+        if !stream.late.values().any(|joined_at| overtaken(*joined_at)) {
             return;
         }
         self.counters.gaps_lost += 1;
         self.lose_positions(index, now, port, |channel, sub| {
-            let late = channel.stream.iter().flat_map(|stream| &stream.late);
-            late.into_iter().any(|(conn, joined_at)| *conn == sub.conn && overtaken(*joined_at))
+            let joined_at = channel.stream.as_ref().and_then(|stream| stream.late.get(&sub.conn));
+            joined_at.is_some_and(|joined_at| overtaken(*joined_at))
         });
     }
 
     /// Keeps a delivery for after the repair. When the buffer is full it is let go: history has what it held.
     fn hold_back(&mut self, index: u32, outgoing: &Arc<Outgoing>) {
         let settings = self.settings;
-        let before_serial = self.next_serial;
         let stream = self.channels[index as usize].stream.as_mut().expect("the caller saw the stream");
-        let Delivery::Positioned { epoch, publication, .. } = &outgoing.delivery else { return };
-        let same_epoch = *epoch == stream.epoch;
         let work = stream.work();
-        if same_epoch {
-            work.highest_seen = work.highest_seen.max(publication.offset.unwrap_or(Offset(0)));
-        }
         work.hold_back_bytes += outgoing.weight();
         if work.hold_back.len() >= settings.hold_back_len || work.hold_back_bytes > settings.hold_back_bytes {
             work.hold_back.clear();
             work.hold_back_bytes = outgoing.weight();
-            work.repair_due = true;
+            work.overflowed = true;
             self.counters.hold_back_overflows += 1;
         }
-        work.hold_back.push_back(Held { outgoing: outgoing.clone(), before_serial });
+        work.hold_back.push_back(outgoing.clone());
     }
 
     // --- issuing reads ---
@@ -180,8 +177,11 @@ impl Hub {
         work.repair_due = false;
         work.repairing = true;
         work.rounds += 1;
-        // Whatever has arrived by now was in the stream before this read; only what comes later asks for another one.
-        work.highest_seen = Offset(0);
+        // Whatever has arrived by now was in the stream before this read: it is in the answer, or is no more. Only what
+        // comes later has to be held, and may ask for another read.
+        work.hold_back.clear();
+        work.hold_back_bytes = 0;
+        work.overflowed = false;
         self.issue(index, ReadPurpose::Repair(since.clone()), HistoryQuery::since(since, limit), port);
     }
 
@@ -209,14 +209,7 @@ impl Hub {
     // --- reads answered ---
 
     /// The first position of a channel.
-    pub(super) fn positioned(
-        &mut self,
-        index: u32,
-        serial: u64,
-        mut page: HistoryPage,
-        now: Tick,
-        port: &mut impl Port,
-    ) {
+    pub(super) fn positioned(&mut self, index: u32, mut page: HistoryPage, now: Tick, port: &mut impl Port) {
         let channel = &mut self.channels[index as usize];
         let stream = channel.stream.as_mut().expect("only positioned channels read");
         stream.epoch = page.top.epoch.clone();
@@ -229,20 +222,13 @@ impl Hub {
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &page.top, page.covered);
             self.admit(index, &joiner, joined, now, port);
         }
-        self.drain_hold_back(index, serial, now, port);
+        self.drain_hold_back(index, now, port);
         self.go_live(index, now, port);
         self.after_read(index, now, port);
     }
 
     /// What later joiners missed.
-    pub(super) fn recovered(
-        &mut self,
-        index: u32,
-        serial: u64,
-        mut page: HistoryPage,
-        now: Tick,
-        port: &mut impl Port,
-    ) {
+    pub(super) fn recovered(&mut self, index: u32, mut page: HistoryPage, now: Tick, port: &mut impl Port) {
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
         let work = stream.work.as_mut().expect("a read was in flight");
         let served = std::mem::take(&mut work.served);
@@ -253,17 +239,24 @@ impl Hub {
             // what was delivered meanwhile does not belong.
             recent.publications.clear();
             self.reposition(index, page.top.clone(), now, port);
-        } else if recent.overflowed || page.top.offset < recent.since {
+        } else if page.top.offset < recent.since || (recent.overflowed && work.outrun < OUTRUN_MAX) {
             // What was read does not meet what was delivered. Read again: too much came in meanwhile, or the stream has
             // gone back behind this shard's position, which then is lost.
+            work.outrun += 1;
             self.channels[index as usize].joiners.extend(served);
             if page.top.offset < recent.since {
                 self.start_repair(index, port);
             }
             self.after_read(index, now, port);
             return;
+        } else if recent.overflowed {
+            // The channel outruns every read. More than a client would be given anyway has passed, most likely; in any
+            // case it is told the truth and lives on from here.
+            page.publications.clear();
+            page.covered = false;
         }
-        let stream = self.channels[index as usize].stream.as_ref().expect("only positioned channels read");
+        let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
+        stream.work().outrun = 0;
         let mut entries = recovery::retained(&mut page);
         let mut top = page.top;
         for stored in recent.publications {
@@ -279,7 +272,7 @@ impl Hub {
             self.admit(index, &joiner, joined, now, port);
         }
         if other_epoch {
-            self.drain_hold_back(index, serial, now, port);
+            self.drain_hold_back(index, now, port);
         }
         self.after_read(index, now, port);
     }
@@ -288,7 +281,6 @@ impl Hub {
     pub(super) fn repaired(
         &mut self,
         index: u32,
-        serial: u64,
         since: &StreamPosition,
         page: HistoryPage,
         now: Tick,
@@ -305,7 +297,7 @@ impl Hub {
         if !chained || rounds > rounds_max {
             self.counters.gaps_lost += 1;
             self.reposition(index, page.top, now, port);
-            self.drain_hold_back(index, serial, now, port);
+            self.drain_hold_back(index, now, port);
             self.after_read(index, now, port);
             return;
         }
@@ -326,16 +318,17 @@ impl Hub {
         }
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
         if page.covered {
+            // Caught up: only reads that do not reach the top in a row are counted.
+            stream.work().rounds = 0;
             stream.position = stream.position.max(page.top.offset);
             stream.confirmed_at = now;
             port.effect(Effect::Observed(name, stream.at()));
-            self.drain_hold_back(index, serial, now, port);
+            self.drain_hold_back(index, now, port);
         }
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels are repaired");
-        let position = stream.position;
         let work = stream.work();
         // Not at the end yet: the page was cut by its limit, or the hold-back buffer was let go meanwhile.
-        let more = !page.covered || work.highest_seen > position || work.repair_due;
+        let more = !page.covered || work.repair_due;
         if !more {
             work.repairing = false;
             work.rounds = 0;
@@ -349,7 +342,9 @@ impl Hub {
         self.lose_positions(index, now, port, |_, _| true);
         let channel = &mut self.channels[index as usize];
         let stream = channel.stream.as_mut().expect("only positioned channels have a position");
-        stream.epoch = top.epoch.clone();
+        if stream.epoch != top.epoch {
+            stream.former_epoch = Some(std::mem::replace(&mut stream.epoch, top.epoch.clone()));
+        }
         stream.position = top.offset;
         stream.confirmed_at = now;
         stream.late.clear();
@@ -357,35 +352,31 @@ impl Hub {
         work.repairing = false;
         work.repair_due = false;
         work.rounds = 0;
-        work.highest_seen = Offset(0);
         work.recent = None;
         port.effect(Effect::Observed(channel.name.clone(), top));
     }
 
-    /// Delivers what was held back, as far as it follows what the read with this serial found. Stops where another
-    /// read is needed and keeps the rest.
-    fn drain_hold_back(&mut self, index: u32, serial: u64, now: Tick, port: &mut impl Port) {
+    /// Delivers what was held back since the read was issued whose answer has set the position, as far as it follows
+    /// from there. Where it does not, another read is due.
+    fn drain_hold_back(&mut self, index: u32, now: Tick, port: &mut impl Port) {
         loop {
             let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels hold back");
             let Some(work) = &mut stream.work else { return };
-            let Some(held) = work.hold_back.pop_front() else {
+            if work.overflowed {
+                // What was let go was after the read.
+                work.repair_due = true;
+                return;
+            }
+            let Some(outgoing) = work.hold_back.pop_front() else {
                 work.hold_back_bytes = 0;
                 return;
             };
-            let weight = held.outgoing.weight();
-            work.hold_back_bytes = work.hold_back_bytes.saturating_sub(weight);
-            let verdict = judge(stream, &held.outgoing.delivery);
-            match verdict {
-                Verdict::Accept => self.accept(index, &held.outgoing, now, port),
+            work.hold_back_bytes = work.hold_back_bytes.saturating_sub(outgoing.weight());
+            match judge(stream, &outgoing.delivery) {
+                Verdict::Accept => self.accept(index, &outgoing, now, port),
                 Verdict::Duplicate => self.counters.duplicates += 1,
-                // The read came later and found another stream, or this one without it: it is no more. Waiting for it
-                // would be reading for ever.
-                Verdict::Gap | Verdict::OtherEpoch if held.before_serial <= serial => self.counters.duplicates += 1,
                 Verdict::Gap | Verdict::OtherEpoch => {
-                    let work = stream.work();
-                    work.hold_back_bytes += weight;
-                    work.hold_back.push_front(held);
-                    work.repair_due = true;
+                    stream.work().repair_due = true;
                     return;
                 }
             }

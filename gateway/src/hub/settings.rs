@@ -19,7 +19,7 @@ pub struct HubSettings {
     pub recovery_limit: usize,
     /// Publications read per repair round. 1,000.
     pub repair_limit: usize,
-    /// Repair rounds before the position counts as lost. 16: a channel that outruns 16 reads cannot be caught.
+    /// Repair reads in a row that do not reach the top before the position counts as lost. 16: a channel that outruns 16 reads cannot be caught.
     pub repair_rounds: u32,
     /// Pause before a failed repair read is tried again. 1 s.
     pub retry_delay: Duration,

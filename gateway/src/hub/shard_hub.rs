@@ -80,10 +80,7 @@ pub trait Port {
     /// Whether the session has kept the subscription that [`Effect::Joined`] has just told it of. It may have been ended
     /// while it was being made: the session then leaves in the very answer, and nothing more may be sent to it. A port
     /// that carries out a leave later than the effect has to say so here.
-    fn keeps(&self, conn: ConnKey, channel: &str) -> bool {
-        let _ = (conn, channel);
-        true
-    }
+    fn keeps(&self, conn: ConnKey, channel: &str) -> bool;
 }
 
 /// Counted since the hub was made; the shard exports the differences.
@@ -282,13 +279,19 @@ impl Hub {
         while self.lingering.front().is_some_and(|(at, _)| *at <= now) {
             let (at, name) = self.lingering.pop_front().expect("a front was just seen");
             if let Some(&index) = self.names.get(&name)
-                && self.channels[index as usize].release_at == Some(at)
+                && self.channels[index as usize].release_at.take_if(|due| *due == at).is_some()
+                // Somebody may have come in the very answer that emptied it.
+                && self.is_empty(index)
             {
                 self.forget(index);
                 port.effect(Effect::Release(name));
             }
         }
-        while self.retries.front().is_some_and(|(at, _)| *at <= now) {
+        // As many as checks: after an outage the channels come back at a pace.
+        for _ in 0..self.settings.checks_per_tick {
+            if self.retries.front().is_none_or(|(at, _)| *at > now) {
+                break;
+            }
             let (at, name) = self.retries.pop_front().expect("a front was just seen");
             if let Some(&index) = self.names.get(&name) {
                 self.retry(index, at, port);
@@ -358,11 +361,13 @@ impl Hub {
                 let other_epoch = !from.epoch.is_unknown() && from.epoch != stream.epoch;
                 match from.mode {
                     // Everything delivered here is everything there was up to the shard's position.
-                    RecoverMode::Stream if other_epoch || from.offset == stream.position => {
-                        let at = stream.at();
-                        let recovered = !other_epoch;
-                        Some(Joined { position: Some(at), recovered, publications: Vec::new() })
+                    RecoverMode::Stream if from.offset == stream.position && !other_epoch => {
+                        Some(Joined { position: Some(stream.at()), recovered: true, publications: Vec::new() })
                     }
+                    RecoverMode::Stream if stream.former_epoch.as_ref() == Some(&from.epoch) => {
+                        Some(Joined { position: Some(stream.at()), recovered: false, publications: Vec::new() })
+                    }
+                    // An epoch never heard of may be a newer one: only the backplane knows.
                     RecoverMode::Stream | RecoverMode::Cache => None,
                 }
             }
@@ -395,7 +400,7 @@ impl Hub {
         if let (Some(stream), Some(position)) = (&mut channel.stream, &joined.position)
             && position.offset > stream.position
         {
-            stream.late.push((joiner.conn.index, position.offset));
+            stream.late.insert(joiner.conn.index, position.offset);
         }
         let name = channel.name.clone();
         port.effect(Effect::Joined { conn: joiner.conn, channel: name.clone(), result: Ok(joined) });
@@ -464,7 +469,7 @@ impl Hub {
             self.members[moved.conn as usize].channels[moved.slot()].index = membership.index;
         }
         if let Some(stream) = &mut channel.stream {
-            stream.late.retain(|(conn, _)| *conn != removed.conn);
+            stream.late.remove(&removed.conn);
         }
         // Give back what a crowd left behind, with room to grow again.
         if channel.subs.capacity() > 64 && channel.subs.len() < channel.subs.capacity() / 4 {
@@ -497,16 +502,22 @@ impl Hub {
     }
 
     fn linger_if_empty(&mut self, index: u32, now: Tick) {
-        let channel = &mut self.channels[index as usize];
-        let idle = channel.subs.is_empty()
-            && channel.joiners.is_empty()
-            && channel.stage == Stage::Live
-            && channel.stream.as_ref().is_none_or(|stream| stream.work.as_ref().is_none_or(|w| w.served.is_empty()));
-        if idle && channel.release_at.is_none() {
+        if self.is_empty(index) && self.channels[index as usize].release_at.is_none() {
             let at = now.after(self.settings.linger);
+            let channel = &mut self.channels[index as usize];
             channel.release_at = Some(at);
             self.lingering.push_back((at, channel.name.clone()));
         }
+    }
+
+    /// Live, and neither subscribed nor about to be.
+    fn is_empty(&self, index: u32) -> bool {
+        let channel = &self.channels[index as usize];
+        let work = channel.stream.as_ref().and_then(|stream| stream.work.as_ref());
+        channel.stage == Stage::Live
+            && channel.subs.is_empty()
+            && channel.joiners.is_empty()
+            && work.is_none_or(|work| work.served.is_empty())
     }
 
     /// Drops a channel without subscribers.
@@ -543,26 +554,27 @@ impl Hub {
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
         let reading = stream.work().reading.take().expect("the ticket was just compared");
         match (reading.purpose, result) {
-            (ReadPurpose::Position, Ok(page)) => self.positioned(index, ticket.serial, page, now, port),
+            (ReadPurpose::Position, Ok(page)) => self.positioned(index, page, now, port),
             (ReadPurpose::Position, Err(reason)) => {
                 self.fail_joiners(index, &reason, port);
                 let name = self.channels[index as usize].name.clone();
                 self.forget(index);
                 port.effect(Effect::Release(name));
             }
-            (ReadPurpose::Recover, Ok(page)) => self.recovered(index, ticket.serial, page, now, port),
+            (ReadPurpose::Recover, Ok(page)) => self.recovered(index, page, now, port),
             (ReadPurpose::Recover, Err(reason)) => {
                 stream.work().recent = None;
                 self.fail_joiners(index, &reason, port);
                 self.after_read(index, now, port);
             }
-            (ReadPurpose::Repair(since), Ok(page)) => self.repaired(index, ticket.serial, &since, page, now, port),
+            (ReadPurpose::Repair(since), Ok(page)) => self.repaired(index, &since, page, now, port),
             (ReadPurpose::Repair(_), Err(reason)) => {
                 let at = now.after(self.settings.retry_delay);
                 stream.work().retry_at = Some(at);
                 self.retries.push_back((at, self.channels[index as usize].name.clone()));
                 // They would wait for the retry: a temporary error lets the client come back in its own time.
                 self.fail_joiners(index, &reason, port);
+                self.linger_if_empty(index, now);
             }
         }
     }

@@ -79,12 +79,19 @@ async fn serve(control: Control) -> Result<ExitCode> {
     let watched = node.clone();
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        let mut refusals = 0;
         loop {
             interval.tick().await;
             while memory.sweep(SWEEP_BUDGET) {
                 tokio::task::yield_now().await;
             }
-            crate::metrics::memory(&memory.stats());
+            let stats = memory.stats();
+            if stats.refusals > refusals {
+                let new = stats.refusals - refusals;
+                refusals = stats.refusals;
+                tracing::warn!(refused = new, ?stats, "a limit under backplane.memory is reached: calls are refused");
+            }
+            crate::metrics::memory(&stats);
             crate::metrics::jwks(&watched.runtime().verifier.jwks_stats());
         }
     });

@@ -17,15 +17,21 @@ use tracing_subscriber::EnvFilter;
 use super::drain::DrainTimes;
 use super::websocket_url;
 use crate::cli::{self, Command};
-use crate::config::{ApiListen, Config, Log, LogFormat, Sources};
+use crate::config::{ApiListen, Config, Handshake, Log, LogFormat, Sources};
 use crate::hub::HubSettings;
 use crate::hub::registry::SHARDS_MAX;
 use crate::node::Runtime;
 use crate::shard::inbox::InboxLimits;
 use crate::transport::tls;
 
-/// Descriptors kept for everything that is not a client: listeners, files, API calls.
-const SPARE_DESCRIPTORS: u64 = 512;
+/// Descriptors kept for everything that is not a client: listeners, files, handshakes, API calls.
+const SPARE_DESCRIPTORS: usize = 512;
+
+/// Of these, the ones for listeners, files, the internal listener and the backplane.
+const OWN_DESCRIPTORS: usize = 128;
+
+/// Even with next to no descriptors, some handshakes have to be possible.
+const HANDSHAKES_MIN: usize = 16;
 
 /// Everything [`super::serve`] needs.
 pub struct Options {
@@ -50,7 +56,7 @@ pub struct Options {
     /// Client connections at most.
     pub connections_max: usize,
     /// Bounds on connections that are not WebSockets yet.
-    pub handshake: crate::config::Handshake,
+    pub handshake: Handshake,
     /// The server API is on the internal listener.
     pub api_is_internal: bool,
     /// Bounds of the server API.
@@ -121,19 +127,20 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
         None => None,
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let shards = if config.shards == 0 { cores } else { config.shards };
+    let shards = if config.shards == 0 { cores } else { config.shards }.clamp(1, SHARDS_MAX);
+    let (connections_max, handshakes_max) = descriptors(config.limits.max_connections, shards)?;
     Ok(Options {
         name: host_name(),
         listen: config.listen,
         internal_listen: config.internal.listen,
-        shards: shards.clamp(1, SHARDS_MAX),
+        shards,
         tls,
         runtime: Runtime::new(&config, None)?,
         hub: hub_settings(&config),
         inbox: InboxLimits { deliveries: config.hub.queue_len, bytes: config.hub.queue_bytes },
         memory: config.memory,
-        connections_max: connections_max(config.limits.max_connections)?,
-        handshake: config.handshake.clone(),
+        connections_max,
+        handshake: Handshake { in_flight: config.handshake.in_flight.min(handshakes_max), ..config.handshake.clone() },
         api_is_internal: config.api.listen == ApiListen::Internal,
         api: crate::api::ApiLimits {
             body_bytes: config.api.body_bytes,
@@ -161,17 +168,21 @@ fn hub_settings(config: &Config) -> HubSettings {
     }
 }
 
-/// The configured bound, or what the descriptor limit leaves room for.
-fn connections_max(configured: usize) -> Result<usize> {
+/// The configured number of connections, or what the descriptor limit leaves room for; and the handshakes per shard
+/// that the rest allows, so that a storm of them leaves descriptors to the health checks.
+fn descriptors(configured: usize, shards: usize) -> Result<(usize, usize)> {
     let available = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the descriptor limit")?;
-    let room = usize::try_from(available.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(usize::MAX);
+    let available = usize::try_from(available).unwrap_or(usize::MAX);
+    let room = available.saturating_sub(SPARE_DESCRIPTORS);
     if configured > room {
         tracing::warn!(
             "limits.max_connections is {configured}, but the descriptor limit of {available} has room for {room}: \
              using {room} (raise nofile to have more)"
         );
     }
-    Ok(configured.min(room))
+    let connections = configured.min(room);
+    let handshakes = available.saturating_sub(connections).saturating_sub(OWN_DESCRIPTORS) / shards;
+    Ok((connections, handshakes.max(HANDSHAKES_MIN)))
 }
 
 fn reload(config: Config, sources: Sources) -> Reload {

@@ -4,7 +4,6 @@
 //! share the node, so their joined frames are built once and shared, and appending a message to ten thousand
 //! connections allocates nothing but one node.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -38,37 +37,75 @@ const FRAME_BYTES: usize = 64 << 10;
 #[derive(Default)]
 pub struct Batches {
     nodes: Vec<Node>,
-    /// The message being appended, and the batches it has turned into others so far.
+    /// The message being appended; its serial tells whether a batch has met it before.
     current: Option<Arc<Outgoing>>,
-    last: (BatchId, BatchId),
-    steps: HashMap<BatchId, BatchId>,
+    serial: u64,
+    /// What the empty batch became with the current message.
+    first: Step,
 }
 
 struct Node {
     parent: BatchId,
     outgoing: Arc<Outgoing>,
     messages: u32,
+    /// Connections that have this very batch: when the last of them is written, the joined frames can go.
+    connections: u32,
+    /// What this batch last became.
+    next: Step,
     joined: [Option<Bytes>; 2],
 }
 
+/// The batch that another one became with the message of a serial.
+#[derive(Clone, Copy, Default)]
+struct Step {
+    serial: u64,
+    batch: BatchId,
+}
+
 impl Batches {
-    /// The batch that is `batch` followed by a message.
+    /// Moves one connection from `batch` to the batch that is `batch` followed by a message.
     pub fn append(&mut self, batch: BatchId, outgoing: &Arc<Outgoing>) -> BatchId {
         if self.current.as_ref().is_none_or(|current| !Arc::ptr_eq(current, outgoing)) {
             self.current = Some(outgoing.clone());
-            self.steps.clear();
-        } else if self.last.0 == batch {
-            return self.last.1;
-        } else if let Some(next) = self.steps.get(&batch) {
-            self.last = (batch, *next);
-            return *next;
+            self.serial += 1;
         }
-        let messages = 1 + self.messages(batch) as u32;
-        self.nodes.push(Node { parent: batch, outgoing: outgoing.clone(), messages, joined: [None, None] });
-        let next = BatchId(u32::try_from(self.nodes.len()).expect("a pass is bounded far below 2^32 messages"));
-        self.steps.insert(batch, next);
-        self.last = (batch, next);
+        let serial = self.serial;
+        let step = match self.node_mut(batch) {
+            Some(node) => {
+                node.connections -= 1;
+                node.next
+            }
+            None => self.first,
+        };
+        let next = if step.serial == serial { step.batch } else { self.grow(batch, outgoing) };
+        if let Some(node) = self.node_mut(next) {
+            node.connections += 1;
+        }
         next
+    }
+
+    fn grow(&mut self, batch: BatchId, outgoing: &Arc<Outgoing>) -> BatchId {
+        let messages = 1 + self.messages(batch) as u32;
+        let outgoing = outgoing.clone();
+        let (next, joined) = (Step::default(), [None, None]);
+        self.nodes.push(Node { parent: batch, outgoing, messages, connections: 0, next, joined });
+        let grown = BatchId(u32::try_from(self.nodes.len()).expect("a pass is bounded far below 2^32 messages"));
+        let step = Step { serial: self.serial, batch: grown };
+        match self.node_mut(batch) {
+            Some(node) => node.next = step,
+            None => self.first = step,
+        }
+        grown
+    }
+
+    /// Batches of the pass so far; their number bounds the memory of a pass in which few are shared.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// True before the first message of a pass.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// How many messages a batch has.
@@ -76,33 +113,54 @@ impl Batches {
         self.node(batch).map_or(0, |node| node.messages as usize)
     }
 
-    /// The batch as whole WebSocket frames, built once per wire format. Messages that this format cannot carry are
-    /// left out; the caller does not append them.
-    pub fn frames(&mut self, batch: BatchId, encoding: Encoding) -> Bytes {
+    /// The batch as whole WebSocket frames, for one of the connections that have it: built once per wire format and
+    /// kept until the last of them has asked. Messages that this format cannot carry are left out; the caller does not
+    /// append them.
+    pub fn take_frames(&mut self, batch: BatchId, encoding: Encoding) -> Bytes {
         let slot = match encoding {
             Encoding::Json => 0,
             Encoding::Protobuf => 1,
         };
-        let Some(node) = self.node(batch) else { return Bytes::new() };
-        if let Some(joined) = &node.joined[slot] {
-            return joined.clone();
-        }
-        let joined = if node.messages == 1 {
-            node.outgoing.encoded(encoding).map(|encoded| encoded.frame.clone()).unwrap_or_default()
-        } else {
-            self.join(batch, encoding)
+        let Some(node) = self.node_mut(batch) else { return Bytes::new() };
+        node.connections -= 1;
+        let is_last = node.connections == 0;
+        let joined = match node.joined[slot].take() {
+            Some(joined) => joined,
+            None if node.messages == 1 => {
+                node.outgoing.encoded(encoding).map(|encoded| encoded.frame.clone()).unwrap_or_default()
+            }
+            None => self.join(batch, encoding),
         };
-        self.nodes[batch.0 as usize - 1].joined[slot] = Some(joined.clone());
+        if let Some(node) = self.node_mut(batch) {
+            if is_last {
+                node.joined = [None, None];
+            } else {
+                node.joined[slot] = Some(joined.clone());
+            }
+        }
         joined
+    }
+
+    /// One connection will not be written: it gives its batch up.
+    pub fn abandon(&mut self, batch: BatchId) {
+        if let Some(node) = self.node_mut(batch) {
+            node.connections -= 1;
+            if node.connections == 0 {
+                node.joined = [None, None];
+            }
+        }
     }
 
     /// Forgets every batch. No connection may hold one any more.
     pub fn clear(&mut self) {
         self.nodes.clear();
         self.nodes.shrink_to(1024);
-        self.steps.clear();
         self.current = None;
-        self.last = (BatchId::EMPTY, BatchId::EMPTY);
+        self.first = Step::default();
+    }
+
+    fn node_mut(&mut self, batch: BatchId) -> Option<&mut Node> {
+        (batch.0 as usize).checked_sub(1).and_then(|index| self.nodes.get_mut(index))
     }
 
     fn node(&self, batch: BatchId) -> Option<&Node> {
@@ -162,9 +220,10 @@ mod tests {
         }
         assert_eq!(connections[0], connections[1]);
         assert_ne!(connections[0], connections[2]);
-        let first = batches.frames(connections[0], Encoding::Json);
-        let second = batches.frames(connections[1], Encoding::Json);
+        let first = batches.take_frames(connections[0], Encoding::Json);
+        let second = batches.take_frames(connections[1], Encoding::Json);
         assert_eq!(first.as_ptr(), second.as_ptr(), "built once");
+        assert!(batches.nodes.iter().all(|node| node.joined[0].is_none()), "and let go with the last of them");
         let text = String::from_utf8(first[2..].to_vec()).unwrap();
         assert_eq!(
             text,
@@ -178,6 +237,7 @@ mod tests {
         let mut batches = Batches::default();
         let (a, b, c) = (message("1"), message("2"), message("3"));
         let x = batches.append(BatchId::EMPTY, &a);
+        assert_eq!(batches.append(BatchId::EMPTY, &a), x, "a second connection");
         let y = batches.append(BatchId::EMPTY, &b);
         let xc = batches.append(x, &c);
         let yc = batches.append(y, &c);
@@ -194,7 +254,7 @@ mod tests {
         for n in 0..100 {
             batch = batches.append(batch, &message(&n.to_string()));
         }
-        let bytes = batches.frames(batch, Encoding::Json);
+        let bytes = batches.take_frames(batch, Encoding::Json);
         let mut socket = tokio_tungstenite::tungstenite::protocol::frame::FrameSocket::new(std::io::Cursor::new(bytes));
         let lines = |frame: tokio_tungstenite::tungstenite::protocol::frame::Frame| {
             String::from_utf8(frame.into_payload().to_vec()).unwrap().lines().count()

@@ -51,6 +51,10 @@ pub struct Connection {
     pub(super) batch: Cell<BatchId>,
     /// Replies encoded but not yet written, ten bytes of room for the header in front; empty between events.
     pub(super) replies: RefCell<Vec<u8>>,
+    /// It missed something and is about to be closed: nothing more is sent.
+    pub(super) doomed: Cell<bool>,
+    /// A write failed: the task ends the connection even while it does not read.
+    pub(super) broken: Cell<bool>,
     /// On the list of connections to flush at the end of the event.
     pub(super) touched: Cell<bool>,
     /// Deliveries held back until the connect reply. `None` nearly always.
@@ -103,6 +107,8 @@ impl Connection {
             joins_in_flight: Cell::new(0),
             batch: Cell::new(BatchId::EMPTY),
             replies: RefCell::new(Vec::new()),
+            doomed: Cell::new(false),
+            broken: Cell::new(false),
             touched: Cell::new(false),
             corked: RefCell::new(None),
             armed: Cell::new(u64::MAX),
@@ -148,8 +154,8 @@ impl Connection {
     }
 }
 
-/// Reads of one wake-up before other tasks get their turn.
-const READS_PER_POLL: usize = 8;
+/// Reads of one wake-up before other tasks get their turn. A read is up to 64 KiB of commands.
+const READS_PER_POLL: usize = 2;
 
 /// The task of a connection: 16 bytes of state. It reads, and drains the queue of a slow peer; everything else is
 /// written by whoever has something to say.
@@ -181,7 +187,7 @@ impl Future for ConnectionTask {
 
 /// True when the connection is over.
 fn poll_connection(shard: &Rc<Shard>, connection: &Rc<Connection>, cx: &mut Context<'_>) -> bool {
-    if !drain(connection, cx) {
+    if connection.broken.get() || !drain(connection, cx) {
         return true;
     }
     for _ in 0..READS_PER_POLL {
@@ -283,7 +289,7 @@ fn process(shard: &Rc<Shard>, connection: &Rc<Connection>, data: &[u8], at_end: 
     *place = reader;
     *reading = false;
     if let (Some(code), Some(socket)) = (pending_close.take(), socket) {
-        place.close(&code, socket, limits.queue_bytes, limits.message_bytes);
+        place.close(&code, socket, limits.message_bytes);
     }
     progress
 }
@@ -307,4 +313,17 @@ fn drain(connection: &Connection, cx: &mut Context<'_>) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything the shard keeps for an idle connection, its session included. Beside it stand the runtime's socket and
+    /// task, and a few small lists.
+    #[test]
+    fn an_idle_connection_stays_small() {
+        assert!(size_of::<Session>() <= 112, "{}", size_of::<Session>());
+        assert!(size_of::<Connection>() <= 368, "{}", size_of::<Connection>());
+    }
 }

@@ -33,6 +33,7 @@ impl Shard {
         if self.running.replace(true) {
             return;
         }
+        let _guard = AbortOnPanic("a shard's event");
         loop {
             self.work_off();
             let touched = std::mem::take(&mut *self.touched.borrow_mut());
@@ -67,8 +68,9 @@ impl Shard {
     /// One client message: each command is carried out as far as it goes before the next one is looked at, and the
     /// replies to all of them are written together.
     pub(super) fn message(self: &Rc<Self>, connection: &Rc<Connection>, payload: &Bytes) {
-        let outermost = !self.running.replace(true);
+        let _guard = AbortOnPanic("a client message");
         let limits = self.node.runtime().limits;
+        self.running.set(true);
         for command in protocol::decode_commands(connection.encoding, payload, &limits) {
             self.meters.received();
             let input = match command {
@@ -79,17 +81,13 @@ impl Shard {
                 }
             };
             self.enqueue(Work::Input(connection.clone(), input));
-            if outermost {
-                self.work_off();
-            }
+            self.work_off();
             if connection.phase.get() != Phase::Open {
                 break;
             }
         }
-        if outermost {
-            self.running.set(false);
-            self.run();
-        }
+        self.running.set(false);
+        self.run();
     }
 
     fn recycle_touched(&self, mut touched: Vec<Rc<Connection>>) {
@@ -115,14 +113,17 @@ impl Shard {
         };
         for output in outputs.drain(..) {
             match output {
-                Output::Send(reply) => self.reply(connection, &reply),
+                Output::Send(reply) => {
+                    self.reply(connection, &reply);
+                    // The first reply of an established session is that to its connect: what waited for it follows.
+                    if established && !connection.established.replace(true) {
+                        self.uncork(connection);
+                    }
+                }
                 other => self.enqueue(Work::Output(connection.clone(), other)),
             }
         }
         *self.outputs.borrow_mut() = outputs;
-        if established && !connection.established.replace(true) {
-            self.uncork(connection);
-        }
         if connection.phase.get() == Phase::Gone {
             self.release_if_over(connection);
             return;
@@ -289,10 +290,16 @@ impl Shard {
                 let backplane = self.node.backplane.clone();
                 let channels: Vec<_> = checks.iter().map(|check| (check.channel.clone(), check.options)).collect();
                 self.perform(async move { backplane.positions(&channels).await }, move |shard, result| {
-                    let Ok(tops) = result else { return };
-                    shard.with_hub(|hub, port| {
-                        for (check, top) in checks.iter().zip(tops) {
-                            hub.checked(check, Ok(top), port);
+                    shard.with_hub(|hub, port| match result {
+                        Ok(tops) => {
+                            for (check, top) in checks.iter().zip(tops) {
+                                hub.checked(check, Ok(top), port);
+                            }
+                        }
+                        Err(error) => {
+                            for check in &checks {
+                                hub.checked(check, Err(error.to_string()), port);
+                            }
                         }
                     });
                 });
@@ -373,7 +380,7 @@ impl Shard {
 
     /// Encodes a reply behind everything the connection was sent before.
     fn reply(self: &Rc<Self>, connection: &Rc<Connection>, reply: &Reply) {
-        if !matches!(connection.phase.get(), Phase::Open) {
+        if connection.phase.get() != Phase::Open || connection.doomed.get() {
             return;
         }
         if !connection.batch.get().is_empty() {
@@ -385,7 +392,7 @@ impl Shard {
             replies.resize(frame::HEADER_MAX, 0);
         }
         if protocol::encode_reply(connection.encoding, reply, &mut replies).is_err() {
-            self.enqueue(Work::Input(connection.clone(), Input::Close(CloseCode::InappropriateProtocol)));
+            self.doom(connection, CloseCode::InappropriateProtocol);
         }
         let full = replies.len() >= REPLIES_FLUSH_BYTES;
         drop(replies);
@@ -420,7 +427,7 @@ impl Shard {
         if !batch.is_empty() {
             let (messages, frames) = {
                 let mut batches = self.batches.borrow_mut();
-                (batches.messages(batch), batches.frames(batch, connection.encoding))
+                (batches.messages(batch), batches.take_frames(batch, connection.encoding))
             };
             self.meters.delivered(messages);
             let sent = connection.send(&frames, queue_bytes);
@@ -432,13 +439,19 @@ impl Shard {
         match sent {
             Sent::Written => {}
             Sent::Queued => self.meters.queued(),
-            Sent::Overflow => {
-                if connection.phase.get() == Phase::Open {
-                    self.enqueue(Work::Input(connection.clone(), Input::Close(CloseCode::Slow)));
-                }
+            Sent::Overflow => self.doom(connection, CloseCode::Slow),
+            Sent::Broken => {
+                connection.broken.set(true);
+                connection.wake();
             }
-            // The next read tells the task why.
-            Sent::Broken => connection.wake(),
+        }
+    }
+
+    /// Closes a connection that missed something: from here on it is sent nothing more, so that no client sees what
+    /// comes after a hole.
+    fn doom(&self, connection: &Rc<Connection>, code: CloseCode) {
+        if connection.phase.get() == Phase::Open && !connection.doomed.replace(true) {
+            self.enqueue(Work::Input(connection.clone(), Input::Close(code)));
         }
     }
 
@@ -456,7 +469,7 @@ impl Shard {
     /// One delivery for one connection: the hot path.
     #[inline]
     fn append(&self, connection: &Rc<Connection>, outgoing: &Arc<Outgoing>) {
-        if connection.phase.get() != Phase::Open {
+        if connection.phase.get() != Phase::Open || connection.doomed.get() {
             return;
         }
         if !connection.established.get() {
@@ -464,8 +477,7 @@ impl Shard {
             return;
         }
         if outgoing.encoded(connection.encoding).is_none() {
-            let code = CloseCode::InappropriateProtocol;
-            self.enqueue(Work::Input(connection.clone(), Input::Close(code)));
+            self.doom(connection, CloseCode::InappropriateProtocol);
             return;
         }
         let before = connection.batch.get();
@@ -481,7 +493,7 @@ impl Shard {
         let corked = corked.get_or_insert_default();
         corked.bytes += outgoing.weight();
         if corked.bytes > self.io_limits().queue_bytes {
-            self.enqueue(Work::Input(connection.clone(), Input::Close(CloseCode::Slow)));
+            self.doom(connection, CloseCode::Slow);
         } else {
             corked.held.push(outgoing.clone());
         }
@@ -497,7 +509,7 @@ impl Shard {
             self.flush(connection);
         } else {
             connection.replies.borrow_mut().clear();
-            connection.batch.set(super::batch::BatchId::EMPTY);
+            self.batches.borrow_mut().abandon(connection.batch.replace(super::batch::BatchId::EMPTY));
         }
         connection.corked.take();
         self.unindex(connection);
@@ -515,7 +527,7 @@ impl Shard {
                 } else if *reading {
                     *pending_close = Some(code.clone());
                 } else {
-                    reader.close(code, socket, limits.queue_bytes, limits.message_bytes);
+                    reader.close(code, socket, limits.message_bytes);
                 }
             }
         }
@@ -530,6 +542,19 @@ impl Shard {
 
 fn unavailable(error: backplane::BackplaneError) -> OperationError {
     OperationError::Unavailable(error.to_string())
+}
+
+/// A panic on a shard's thread leaves its state half changed: better that the process ends and its clients go to another
+/// node than that it lives on without answering.
+pub(super) struct AbortOnPanic(pub &'static str);
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(during = self.0, "panic: the process ends");
+            std::process::abort();
+        }
+    }
 }
 
 /// The hub's way to the connections of its shard.
@@ -556,6 +581,12 @@ impl Port for ShardPort<'_> {
             | Effect::CheckPositions(_)
             | Effect::Observed(..) => self.shard.enqueue(Work::Effect(effect)),
         }
+    }
+
+    fn keeps(&self, conn: ConnKey, channel: &str) -> bool {
+        self.shard
+            .connection(conn)
+            .is_some_and(|connection| connection.session.borrow().subscription(channel).is_some())
     }
 }
 

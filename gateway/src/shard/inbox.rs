@@ -100,24 +100,26 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    /// Takes everything that waits, at most about `deliveries_max` deliveries.
-    pub fn take(&self, deliveries_max: usize) -> Taken {
+    /// Takes what waits, up to about so many deliveries and bytes of them; always at least one delivery.
+    pub fn take(&self, deliveries_max: usize, bytes_max: usize) -> Taken {
         let mut queue = self.queue.lock();
         let mut taken = Taken { dropped: std::mem::take(&mut queue.dropped), ..Taken::default() };
-        if queue.deliveries <= deliveries_max {
+        if queue.deliveries <= deliveries_max && queue.bytes <= bytes_max {
             taken.items = std::mem::take(&mut queue.items);
             taken.lagged = std::mem::take(&mut queue.lagged);
             queue.deliveries = 0;
             queue.bytes = 0;
             return taken;
         }
-        let mut deliveries = 0;
-        while deliveries < deliveries_max {
+        let (mut deliveries, mut bytes) = (0, 0);
+        while deliveries < deliveries_max && bytes < bytes_max {
             let Some(item) = queue.items.pop_front() else { break };
             if let Item::Delivery(outgoing) = &item {
+                let weight = outgoing.weight();
                 deliveries += 1;
+                bytes += weight;
                 queue.deliveries -= 1;
-                queue.bytes -= outgoing.weight();
+                queue.bytes -= weight;
             }
             taken.items.push_back(item);
         }

@@ -7,10 +7,18 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Shard;
+use super::drive::AbortOnPanic;
 use super::inbox::Item;
 
 /// Deliveries of one pass. More would only make the joined buffers larger, not the writes fewer.
 const DELIVERIES_PER_PASS: usize = 1024;
+
+/// Bytes of one pass, or half of what may be queued for a connection if that is less: one pass must neither fill the
+/// queue of a connection that is barely behind, nor let a queue outgrow its bound by much.
+const BYTES_PER_PASS: usize = 256 << 10;
+
+/// Batches of one pass before it writes: bounds the memory when hardly any connections share one.
+const BATCHES_PER_PASS: usize = 64 << 10;
 
 /// Connections written before other tasks get their turn: about a millisecond.
 const WRITES_PER_TURN: usize = 200;
@@ -21,6 +29,7 @@ const TICK: Duration = Duration::from_millis(100);
 impl Shard {
     /// Fans out until the thread ends.
     pub async fn fan_out(self: Rc<Self>) {
+        let _guard = AbortOnPanic("fan-out");
         loop {
             self.inbox.ready().await;
             self.passing.set(true);
@@ -33,6 +42,7 @@ impl Shard {
 
     /// Turns the wheel and the hub until the thread ends.
     pub async fn keep_time(self: Rc<Self>) {
+        let _guard = AbortOnPanic("timers");
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -46,7 +56,8 @@ impl Shard {
     }
 
     async fn pass(self: &Rc<Self>) {
-        let taken = self.inbox.take(DELIVERIES_PER_PASS);
+        let bytes_max = BYTES_PER_PASS.min(self.io_limits().queue_bytes / 2);
+        let taken = self.inbox.take(DELIVERIES_PER_PASS, bytes_max);
         let now = self.now().tick;
         let mut started = Vec::with_capacity(taken.items.len().min(DELIVERIES_PER_PASS));
         for item in taken.items {
@@ -54,6 +65,10 @@ impl Shard {
                 Item::Delivery(outgoing) => {
                     self.with_hub(|hub, port| hub.deliver(&outgoing, now, port));
                     started.push(outgoing.received);
+                    if self.batches.borrow().len() > BATCHES_PER_PASS {
+                        self.run();
+                        self.write_dirty().await;
+                    }
                 }
                 Item::Acknowledged(channel, result) => self.acknowledged(&channel, result.map(|()| None)),
                 Item::Disturbed(backplane::Disturbance::Channel(channel)) => {
@@ -68,9 +83,9 @@ impl Shard {
         }
         if taken.dropped > 0 {
             self.meters.lagged(taken.dropped);
-            for channel in &taken.lagged {
-                self.hub.borrow_mut().disturbed(Some(channel));
-            }
+        }
+        for channel in &taken.lagged {
+            self.hub.borrow_mut().disturbed(Some(channel));
         }
         self.run();
         self.write_dirty().await;

@@ -1,11 +1,11 @@
 //! One listener per shard on the same port (SO_REUSEPORT), and the loop that accepts from it.
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -24,6 +24,13 @@ const BACKLOG: i32 = 4096;
 
 /// Pause when the process is out of descriptors: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// The answer when too many handshakes are under way, before anything was read.
+const OVERLOADED: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// A condition that lasts is logged this often.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// The smallest read buffer hyper accepts.
 const HTTP_BUFFER_MIN: usize = 8192;
@@ -96,6 +103,7 @@ impl Acceptor {
     /// Accepts until the thread ends. Runs on a shard's `LocalSet`.
     pub async fn run(self, listener: StdListener) -> io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
+        let mut warned: Option<Instant> = None;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -103,6 +111,9 @@ impl Acceptor {
                     if full || (self.options.tls.is_some() && !self.options.node.has_room()) {
                         // No handshake for a connection that would be refused after it.
                         metrics::counter!(CONNECTS, "result" => "overloaded").increment(1);
+                        if self.options.tls.is_none() {
+                            refuse(stream);
+                        }
                         continue;
                     }
                     self.serving.set(self.serving.get() + 1);
@@ -110,7 +121,10 @@ impl Acceptor {
                 }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept; trying again");
+                    if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+                        warned = Some(Instant::now());
+                        tracing::warn!(%error, "cannot accept; trying again");
+                    }
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
             }
@@ -148,6 +162,13 @@ impl Acceptor {
         if let Err(error) = served {
             tracing::debug!(%error, "HTTP connection ended");
         }
+    }
+}
+
+/// Tells a peer that it has to come back, as far as its socket takes it at once.
+fn refuse(stream: TcpStream) {
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write(OVERLOADED);
     }
 }
 

@@ -38,6 +38,9 @@ pub enum Sent {
     Broken,
 }
 
+/// What a queued chunk costs beside its bytes: without it a flood of tiny frames would be nearly free.
+const CHUNK_OVERHEAD: usize = 64;
+
 #[derive(Debug, Default)]
 struct Queue {
     chunks: VecDeque<Bytes>,
@@ -62,9 +65,9 @@ impl Socket {
         Self { stream, queue: None, unflushed: false }
     }
 
-    /// Bytes waiting for the peer.
+    /// Bytes waiting for the peer, the memory of each chunk included.
     pub fn queued_bytes(&self) -> usize {
-        self.queue.as_ref().map_or(0, |queue| queue.bytes)
+        self.queue.as_ref().map_or(0, |queue| queue.bytes + queue.chunks.len() * CHUNK_OVERHEAD)
     }
 
     /// True while something waits: the task has to call [`Socket::poll_drain`].
@@ -225,5 +228,72 @@ impl Queue {
             self.chunks.pop_front();
             self.head_is_partial = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async {
+            listener.accept().await.unwrap().0
+        });
+        (Socket::new(Stream::Plain(server)), client.unwrap())
+    }
+
+    /// Sends until the kernel takes no more; returns how much was sent, what is queued included.
+    fn fill(socket: &mut Socket, frame: &Bytes) -> usize {
+        let mut sent = 0;
+        loop {
+            let outcome = socket.send(frame, usize::MAX);
+            sent += frame.len();
+            match outcome {
+                Sent::Written => {}
+                Sent::Queued => return sent,
+                Sent::Overflow | Sent::Broken => panic!("{outcome:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_does_not_read_waits_in_order_and_is_written_when_it_does() {
+        let (mut socket, mut client) = pair().await;
+        let frame = Bytes::from(vec![b'a'; 10_000]);
+        let mut expected = fill(&mut socket, &frame);
+        for _ in 0..100 {
+            assert_eq!(socket.send(&frame, usize::MAX), Sent::Queued);
+            expected += frame.len();
+        }
+        assert_eq!(socket.send_slice(b"end", usize::MAX), Sent::Queued);
+        let drain = std::future::poll_fn(|cx| socket.poll_drain(cx));
+        let read = async {
+            let mut received = vec![0; expected + 3];
+            client.read_exact(&mut received).await.unwrap();
+            received
+        };
+        let (drained, received) = tokio::join!(drain, read);
+        drained.unwrap();
+        assert!(received.ends_with(b"aend"));
+        assert!(!socket.wants_drain());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_whole_frames_and_counts_the_memory_of_small_ones() {
+        let (mut socket, _client) = pair().await;
+        fill(&mut socket, &Bytes::from(vec![b'a'; 10_000]));
+        let bound = socket.queued_bytes() + 1_000;
+        let mut taken = 0;
+        while socket.send_slice(b"xx", bound) == Sent::Queued {
+            taken += 1;
+        }
+        assert_eq!(socket.send_slice(b"xx", bound), Sent::Overflow);
+        assert!(taken <= 1_000 / CHUNK_OVERHEAD + 1, "{taken} frames of two bytes fitted into 1,000");
+        socket.discard_queue();
+        assert!(socket.queued_bytes() <= 10_000 + CHUNK_OVERHEAD, "only the frame that was begun is left");
+        assert_eq!(socket.send_slice(b"close", usize::MAX), Sent::Queued, "so a close frame can follow it");
     }
 }

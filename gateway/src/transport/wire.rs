@@ -54,11 +54,12 @@ impl Reader {
         Burst { reader: self, context: Some(context), data, at_end, keep: false }
     }
 
-    /// Starts the closing handshake: queues the close frame behind everything sent before.
-    pub fn close(&mut self, code: &CloseCode, socket: &mut Socket, queue_bytes_max: usize, message_bytes_max: usize) {
+    /// Starts the closing handshake: queues the close frame behind everything sent before. It is one small frame, sent
+    /// once, so it has a place in the fullest queue.
+    pub fn close(&mut self, code: &CloseCode, socket: &mut Socket, message_bytes_max: usize) {
         let context = self.context.get_or_insert_with(|| new_context(message_bytes_max));
         let frame = CloseFrame { code: code.code().into(), reason: Utf8Bytes::from(code.reason().to_owned()) };
-        let mut wire = Wire { data: &mut &[][..], at_end: false, socket, queue_bytes_max };
+        let mut wire = Wire { data: &mut &[][..], at_end: false, socket, queue_bytes_max: usize::MAX };
         // A socket that is broken by now is noticed by the next read.
         let _ = context.close(&mut wire, Some(frame));
     }
@@ -120,9 +121,13 @@ impl Drop for Burst<'_> {
     }
 }
 
+/// What tungstenite takes of the fed bytes at a time. The buffer lives as long as the context, so an idle connection has
+/// none; a command and its frame fit.
+const READ_BUFFER_BYTES: usize = 512;
+
 fn new_context(message_bytes_max: usize) -> Box<WebSocketContext> {
     let config = WebSocketConfig::default()
-        .read_buffer_size(0)
+        .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
         .max_write_buffer_size(usize::MAX)
         .max_message_size(Some(message_bytes_max))
@@ -132,6 +137,7 @@ fn new_context(message_bytes_max: usize) -> Box<WebSocketContext> {
 
 fn judge(error: Error) -> Event {
     match error {
+        Error::Io(error) if error.kind() == io::ErrorKind::QuotaExceeded => Event::Violation(CloseCode::Slow),
         Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => Event::Finished,
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Event::Finished,
         Error::Capacity(CapacityError::MessageTooLong { .. }) => Event::Violation(CloseCode::MessageTooBig),
@@ -161,8 +167,8 @@ impl Write for Wire<'_, '_> {
     fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
         match self.socket.send_slice(frame, self.queue_bytes_max) {
             Sent::Written | Sent::Queued => Ok(frame.len()),
-            // A full queue refuses pongs too; the next publication or ping closes the connection as slow.
-            Sent::Overflow => Ok(frame.len()),
+            // A peer that sends pings and reads no pongs.
+            Sent::Overflow => Err(io::ErrorKind::QuotaExceeded.into()),
             Sent::Broken => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }

@@ -93,6 +93,7 @@ struct ModelStream {
     retained: BTreeSet<u64>,
     expires: Duration,
     forgotten: Duration,
+    meta_ttl: Duration,
 }
 
 impl Model {
@@ -104,7 +105,8 @@ impl Model {
             if let Some(stream) = state.stream.as_mut().filter(|stream| stream.expires <= now) {
                 stream.retained.clear();
             }
-            state.stream.take_if(|stream| stream.forgotten <= now);
+            let subscribed = state.subscribed;
+            state.stream.take_if(|stream| !subscribed && stream.forgotten <= now);
         }
         self.channels.retain(|_, state| {
             state.stream.is_some() || !state.results.is_empty() || state.subscribed || !state.members.is_empty()
@@ -121,6 +123,7 @@ impl Model {
             self.epochs.push(None);
             ModelStream { epoch: self.epochs.len() - 1, ..ModelStream::default() }
         });
+        stream.meta_ttl = options.meta_ttl;
         stream.forgotten = stream.forgotten.max(self.now + options.meta_ttl);
         stream
     }
@@ -184,7 +187,13 @@ impl Run {
             }
             Step::Unsubscribe { channel } => {
                 done(backplane.unsubscribe(&name(channel))).expect("unsubscribe");
-                self.model.state(channel).subscribed = false;
+                let now = self.model.now;
+                let state = self.model.state(channel);
+                if std::mem::replace(&mut state.subscribed, false)
+                    && let Some(stream) = &mut state.stream
+                {
+                    stream.forgotten = stream.forgotten.max(now + stream.meta_ttl);
+                }
             }
             Step::Announce { channel } => {
                 let event = PresenceEvent::Join(member(1, "ann"));

@@ -192,3 +192,22 @@ fn history_of_another_epoch_is_an_unrecoverable_position() {
     let empty = r#"{"id":2,"history":{"publications":[],"epoch":"e","offset":0}}"#;
     assert_eq!(ask(None, page("e", 0, [])), [empty]);
 }
+
+#[test]
+fn a_history_page_is_cut_at_the_bytes_of_a_reply_and_never_empty_for_it() {
+    // A payload is 7 bytes: {"n":1}
+    for (reply_bytes, offsets) in [(21, vec![1, 2, 3]), (20, vec![1, 2]), (14, vec![1, 2]), (3, vec![1])] {
+        let mut world = world();
+        world.settings.reply_bytes = reply_bytes;
+        world.send(r#"{"id":2,"history":{"channel":"all:a","limit":10}}"#);
+        let result = Ok(page("e", 3, [1, 2, 3]));
+        let query = HistoryQuery { since: None, limit: Some(10), reverse: false };
+        let out = world.give(Input::History { id: 2, query, result });
+        let entries: Vec<_> = offsets.iter().map(|n| format!(r#"{{"data":{{"n":{n}}},"offset":{n}}}"#)).collect();
+        let publications = entries.join(",");
+        assert_eq!(
+            out,
+            [format!(r#"{{"id":2,"history":{{"publications":[{publications}],"epoch":"e","offset":3}}}}"#)]
+        );
+    }
+}

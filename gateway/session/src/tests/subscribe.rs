@@ -183,6 +183,10 @@ fn more_than_the_recovery_limit_is_not_recovered() {
     let mut world = World::with(Settings { recovery_limit: 2, ..Settings::default() }).connected();
     subscribe(&mut world, r#""channel":"log:a","recover":true,"epoch":"e","offset":1"#);
     let expected = reply(r#""recoverable":true,"epoch":"e","offset":4,"positioned":true,"was_recovering":true"#);
+    assert_eq!(world.joined("log:a", recovered("e", 4, [2, 3, 4])), std::slice::from_ref(&expected));
+    // Nor is more than one reply may carry: 7 bytes a payload.
+    let mut world = World::with(Settings { reply_bytes: 20, ..Settings::default() }).connected();
+    subscribe(&mut world, r#""channel":"log:a","recover":true,"epoch":"e","offset":1"#);
     assert_eq!(world.joined("log:a", recovered("e", 4, [2, 3, 4])), [expected]);
 }
 

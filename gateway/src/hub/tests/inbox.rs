@@ -26,11 +26,11 @@ fn a_full_inbox_drops_deliveries_and_names_their_channels() {
     }
     inbox.push_control(Item::Disturbed(Disturbance::All));
     assert_eq!(inbox.len(), 2);
-    let taken = inbox.take(10);
+    let taken = inbox.take(10, usize::MAX);
     assert_eq!((taken.items.len(), taken.dropped), (3, 2));
     assert_eq!(taken.lagged.into_iter().collect::<Vec<_>>(), [ChannelName::from("cc")]);
     assert!(inbox.is_empty());
-    let taken = inbox.take(10);
+    let taken = inbox.take(10, usize::MAX);
     assert_eq!((taken.items.len(), taken.dropped, taken.lagged.len()), (0, 0, 0));
 }
 
@@ -43,8 +43,8 @@ fn bytes_are_bounded_and_freed() {
             inbox.push_delivery(delivery("aa", "0123456789"));
         }
         // Taken in two steps, so that both ways of freeing bytes are used.
-        let first = inbox.take(1);
-        let second = inbox.take(10);
+        let first = inbox.take(1, usize::MAX);
+        let second = inbox.take(10, usize::MAX);
         assert_eq!(first.items.len() + second.items.len(), 2, "round {round}");
         assert_eq!(first.dropped + second.dropped, 1, "round {round}");
     }
@@ -58,9 +58,9 @@ fn lagged_channels_come_with_the_rest() {
     for channel in ["aa", "aa", "aa", "bb"] {
         inbox.push_delivery(delivery(channel, "x"));
     }
-    let first = inbox.take(2);
+    let first = inbox.take(2, usize::MAX);
     assert_eq!((first.items.len(), first.lagged.len()), (2, 0));
-    let second = inbox.take(2);
+    let second = inbox.take(2, usize::MAX);
     assert_eq!((second.items.len(), second.lagged.len()), (1, 1));
     assert_eq!(first.dropped + second.dropped, 1);
 }
@@ -81,8 +81,8 @@ fn a_partial_take_keeps_the_order_with_control_items() {
         };
         taken.items.iter().map(kind).collect::<Vec<_>>()
     };
-    assert_eq!(kinds(inbox.take(1)), ["aa"]);
-    assert_eq!(kinds(inbox.take(1)), ["disturbed", "bb", "acknowledged"]);
+    assert_eq!(kinds(inbox.take(1, usize::MAX)), ["aa"]);
+    assert_eq!(kinds(inbox.take(1, usize::MAX)), ["disturbed", "bb", "acknowledged"]);
 }
 
 #[test]
@@ -93,14 +93,14 @@ fn something_waiting_wakes_the_shard_once_it_asks() {
         let inbox = inbox(1, usize::MAX);
         inbox.push_delivery(delivery("aa", "x"));
         inbox.ready().await;
-        inbox.take(1);
+        inbox.take(1, usize::MAX);
         // A drop wakes too: the channel has to be repaired.
         inbox.push_delivery(delivery("aa", "x"));
         inbox.push_delivery(delivery("aa", "x"));
         inbox.ready().await;
         // What a partial take left behind wakes again.
         inbox.push_control(Item::Disturbed(Disturbance::All));
-        inbox.take(0);
+        inbox.take(0, usize::MAX);
         inbox.ready().await;
         inbox.nudge();
         inbox.ready().await;

@@ -240,3 +240,26 @@ fn a_session_that_leaves_in_the_answer_is_sent_nothing_more() {
     bench.wait(Duration::from_secs(6));
     bench.expect(&["release news"]);
 }
+
+/// The channel is empty for a moment in the middle of an answer, and the next joiner has to wait for a read that takes
+/// longer than an empty channel lingers.
+#[test]
+fn a_channel_with_somebody_waiting_is_not_released() {
+    let mut bench = Bench::new();
+    bench.leaves_at_once(1);
+    bench.leaves_at_once(2);
+    bench.join(1, positioned());
+    bench.acknowledge(CHANNEL, None);
+    bench.join(2, positioned());
+    bench.join(3, recover("e", 3));
+    bench.lines();
+    bench.answer(part("e", 5, 5, &[]));
+    bench.expect_clients(&["1 joined news at e/5", "2 joined news at e/5", "read news: 300 after e/3"]);
+    bench.wait(Duration::from_secs(10));
+    bench.expect(&[]);
+    bench.answer(whole("e", 3, &[4, 5]));
+    bench.expect(&["3 joined news at e/5 recovered [4 5]"]);
+    bench.leave(3, CHANNEL);
+    bench.wait(Duration::from_secs(6));
+    bench.expect(&["release news"]);
+}

@@ -39,9 +39,17 @@ fn the_first_joiner_is_answered_by_the_first_read() {
 fn at_the_top_of_a_live_channel_nothing_is_read() {
     let mut bench = Bench::live_at(Default::default(), 9);
     bench.join(2, recover("e", 9));
-    bench.join(3, recover("d", 9));
-    bench.join(4, recover("", 9));
-    bench.expect(&["2 joined news at e/9 recovered []", "3 joined news at e/9", "4 joined news at e/9 recovered []"]);
+    bench.join(3, recover("", 9));
+    bench.expect(&["2 joined news at e/9 recovered []", "3 joined news at e/9 recovered []"]);
+}
+
+#[test]
+fn an_epoch_never_heard_of_may_be_a_newer_one_and_is_asked_about() {
+    let mut bench = Bench::live_at(Default::default(), 9);
+    bench.join(2, recover("f", 1));
+    bench.expect(&["read news: 300 after f/1"]);
+    bench.answer(whole("f", 1, &[2]));
+    bench.expect(&["1 lost news", "observed news f/2", "2 joined news at f/2 recovered [2]"]);
 }
 
 #[test]

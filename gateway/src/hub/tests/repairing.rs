@@ -95,6 +95,21 @@ fn a_channel_that_outruns_every_read_loses_its_position() {
     assert_eq!(bench.hub.counters().gaps_lost, 1);
 }
 
+/// Every read finds all there is, and every time something is lost again on its way meanwhile.
+#[test]
+fn a_channel_that_loses_often_keeps_its_position() {
+    let mut bench = Bench::live_at(Default::default(), 0);
+    bench.deliver(1, &[2]);
+    for round in 1..100 {
+        bench.deliver(2 * round + 1, &[2 * round + 2]);
+        bench.lines();
+        bench.answer(whole("e", 2 * round - 2, &[2 * round - 1, 2 * round]));
+        let again = format!("read news: 1000 after e/{}", 2 * round);
+        bench.expect_clients(&[&format!("1 <- {}", 2 * round - 1), &format!("1 <- {}", 2 * round), &again]);
+    }
+    assert_eq!(bench.hub.counters().gaps_lost, 0);
+}
+
 #[test]
 fn a_hold_back_that_overflows_is_let_go_and_read() {
     let settings = HubSettings { hold_back_len: 2, ..Default::default() };
@@ -140,8 +155,9 @@ fn a_failed_repair_is_tried_again_and_joiners_are_not_kept_waiting() {
     bench.wait(Duration::from_millis(1100));
     bench.expect(&["read news: 1000 after e/5"]);
     bench.join(2, recover("e", 3));
-    bench.answer(whole("e", 5, &[6, 7]));
-    bench.expect_clients(&["1 <- 6", "1 <- 7", "1 <- 8", "read news: 300 after e/3"]);
+    bench.deliver(8, &[9]);
+    bench.answer(whole("e", 5, &[6, 7, 8]));
+    bench.expect_clients(&["1 <- 6", "1 <- 7", "1 <- 8", "1 <- 9", "read news: 300 after e/3"]);
 }
 
 #[test]
@@ -263,4 +279,38 @@ fn offsets_with_holes_are_no_gaps() {
     assert_eq!(bench.hub.counters().gaps_repaired, 0);
     bench.deliver_one("e", Previous::Known(Offset(0)), 3_700_000_000_000_001);
     bench.expect(&["read news: 1000 after e/3700000000000000"]);
+}
+
+/// A publication is held back, read and delivered by a long repair, and then lost with the position. It must not come
+/// out of the hold-back a second time.
+#[test]
+fn what_was_held_back_before_a_read_is_not_delivered_after_it() {
+    let settings = HubSettings { repair_limit: 1, ..Default::default() };
+    let mut bench = Bench::live_at(settings, 5);
+    bench.join(2, unpositioned());
+    bench.deliver(6, &[7]);
+    bench.deliver(7, &[8]);
+    bench.answer(part("e", 8, 5, &[6]));
+    bench.answer(part("e", 8, 6, &[7]));
+    bench.lines();
+    // The stream has gone back to where 7 would follow.
+    bench.answer(part("e", 6, 6, &[]));
+    bench.expect_clients(&["1 lost news"]);
+    bench.deliver(6, &[2_000]);
+    bench.expect(&["2 <- 2000"]);
+}
+
+/// More came in during the repair than could be held back, the last of it a straggler; then the position is lost.
+#[test]
+fn an_overflow_during_a_repair_that_fails_is_read_as_well() {
+    let settings = HubSettings { hold_back_len: 1, ..Default::default() };
+    let mut bench = Bench::live_at(settings, 5);
+    bench.join(2, unpositioned());
+    bench.deliver(49, &[50, 51, 52]);
+    bench.deliver(47, &[48]);
+    bench.lines();
+    bench.answer(part("e", 50, 40, &[45, 50]));
+    bench.expect_clients(&["1 lost news", "read news: 1000 after e/50"]);
+    bench.answer(whole("e", 50, &[51, 52]));
+    bench.expect_clients(&["2 <- 51", "2 <- 52"]);
 }
