@@ -19,6 +19,8 @@ pub mod conformance;
 pub mod coverage;
 pub mod fault;
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod types;
 
 use std::future::Future;

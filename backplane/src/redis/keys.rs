@@ -1,0 +1,167 @@
+//! Every key and pub/sub name this backplane uses.
+//!
+//! `<p>` is the configured prefix, `<c>` an encoded channel name, `<l>` a lease id (32 hexadecimal digits). The braces are
+//! literal: they are the hash tag which keeps everything of a channel on one node of a Redis Cluster, as the scripts
+//! require.
+//!
+//! | Key | Type | Content | Expires |
+//! |---|---|---|---|
+//! | `<p>:{<c>}:m` | hash | `s` top offset, `e` epoch, `l` replication id of the last publish, `v` and `ve` version | `meta_ttl` after the last use |
+//! | `<p>:{<c>}:s` | stream | publications: entry id `<offset>-0`, `d` record, `p` offset before it | `ttl` after the last publish |
+//! | `<p>:{<c>}:i:<key>` | string | result of the publish with this idempotency key | [`IDEMPOTENCY_TTL`](crate::IDEMPOTENCY_TTL) |
+//! | `<p>:{<c>}:p` | hash | presence: client id (16 bytes) to lease id (16 bytes) and record | with its last entry |
+//! | `<p>:{<c>}:c` | pub/sub name | deliveries | - |
+//! | `<p>:leases` | hash | lease ids that may have presence entries, to the node's name | never |
+//! | `<p>:l:<l>` | string | present while the lease lives | 30 s after its last renewal |
+//! | `<p>:x:<l>` | set | names of the channels in which the lease has entries | with its last member |
+//!
+//! Channel names and idempotency keys are percent-encoded but for `[A-Za-z0-9_-]`, so that no name can close the hash
+//! tag, look like another key, or contain a pattern character.
+
+use std::fmt::Write;
+
+use uuid::Uuid;
+
+/// Builds key names under one prefix.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    prefix: String,
+}
+
+/// The keys of one channel that a publish or a read touches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelKeys {
+    /// The common part, up to the last colon.
+    stem: String,
+}
+
+impl Keys {
+    /// Keys below `prefix`, which must consist of `[A-Za-z0-9_.:-]`; `None` if it does not or is empty.
+    pub fn new(prefix: &str) -> Option<Self> {
+        let legal = |byte: u8| is_plain(byte) || matches!(byte, b'.' | b':');
+        (!prefix.is_empty() && prefix.bytes().all(legal)).then(|| Self { prefix: prefix.to_owned() })
+    }
+
+    /// The keys of a channel.
+    pub fn channel(&self, channel: &str) -> ChannelKeys {
+        let mut stem = format!("{}:{{", self.prefix);
+        if channel.is_empty() {
+            // An empty hash tag would be none. A lone percent sign is not the encoding of any name.
+            stem.push('%');
+        }
+        encode(channel, &mut stem);
+        stem.push_str("}:");
+        ChannelKeys { stem }
+    }
+
+    /// The table of leases that may have presence entries.
+    pub fn leases(&self) -> String {
+        format!("{}:leases", self.prefix)
+    }
+
+    /// What lives as long as a lease.
+    pub fn lease(&self, lease: Uuid) -> String {
+        format!("{}:l:{}", self.prefix, lease.simple())
+    }
+
+    /// The channels in which a lease has entries.
+    pub fn lease_channels(&self, lease: Uuid) -> String {
+        format!("{}:x:{}", self.prefix, lease.simple())
+    }
+}
+
+impl ChannelKeys {
+    /// Top, epoch, lineage and version.
+    pub fn meta(&self) -> String {
+        self.with("m")
+    }
+
+    /// The retained publications.
+    pub fn stream(&self) -> String {
+        self.with("s")
+    }
+
+    /// The presence entries.
+    pub fn presence(&self) -> String {
+        self.with("p")
+    }
+
+    /// The pub/sub name.
+    pub fn pubsub(&self) -> String {
+        self.with("c")
+    }
+
+    /// The result of an idempotency key.
+    pub fn idempotency(&self, key: &str) -> String {
+        let mut name = self.with("i:");
+        encode(key, &mut name);
+        name
+    }
+
+    fn with(&self, end: &str) -> String {
+        format!("{}{end}", self.stem)
+    }
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+}
+
+/// Appends the percent-encoded form: injective, and made of `[A-Za-z0-9_%-]` only.
+fn encode(text: &str, into: &mut String) {
+    for byte in text.bytes() {
+        if is_plain(byte) {
+            into.push(char::from(byte));
+        } else {
+            write!(into, "%{byte:02X}").expect("writing to a string does not fail");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys() -> Keys {
+        Keys::new("ek").expect("a legal prefix")
+    }
+
+    #[test]
+    fn names_are_as_documented() {
+        let channel = keys().channel("chat:{a}.b%");
+        assert_eq!(channel.meta(), "ek:{chat%3A%7Ba%7D%2Eb%25}:m");
+        assert_eq!(channel.pubsub(), "ek:{chat%3A%7Ba%7D%2Eb%25}:c");
+        assert_eq!(channel.idempotency("k:1"), "ek:{chat%3A%7Ba%7D%2Eb%25}:i:k%3A1");
+        assert_eq!(keys().channel("").stream(), "ek:{%}:s");
+        assert_eq!(keys().lease(Uuid::nil()), format!("ek:l:{}", "0".repeat(32)));
+    }
+
+    #[test]
+    fn prefixes_cannot_hold_a_hash_tag() {
+        for prefix in ["", "a{b", "a}", "a b", "\u{e4}", "a*"] {
+            assert!(Keys::new(prefix).is_none(), "{prefix:?}");
+        }
+        assert!(Keys::new("prod:ek-1_x.y").is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn different_channels_have_different_keys(a in ".{0,12}", b in ".{0,12}") {
+            prop_assert_eq!(keys().channel(&a) == keys().channel(&b), a == b);
+        }
+
+        /// The first pair of braces is the tag, and it holds the same for each key of the channel.
+        #[test]
+        fn one_hash_tag_per_channel(name in ".{0,12}", key in ".{0,12}") {
+            let channel = keys().channel(&name);
+            let tag = |key: &str| key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag.to_owned());
+            let expected = tag(&channel.meta());
+            prop_assert!(expected.as_deref().is_some_and(|tag| !tag.is_empty()));
+            for other in [channel.stream(), channel.presence(), channel.pubsub(), channel.idempotency(&key)] {
+                prop_assert_eq!(tag(&other), expected.clone());
+            }
+        }
+    }
+}

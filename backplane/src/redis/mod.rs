@@ -1,0 +1,414 @@
+//! The backplane on Redis 7: many nodes share channels, history and presence.
+//!
+//! One Lua script makes a publish one atomic step; deliveries come over pub/sub; presence belongs to node leases.
+//!
+//! # Positions stay true
+//! Every publish compares the server's replication id with the one of the publish before. It is a new one after each
+//! restart and each promotion, that is, whenever acknowledged publications may have been lost; then the offset jumps to a
+//! value taken from the clock, above everything that can have been given before. So no pair of epoch and offset is ever
+//! given twice, clients that saw lost publications are told so, and all others recover.
+//!
+//! # What Redis must allow
+//! The user needs the keys and pub/sub names below the prefix and the commands of [`ACL_COMMANDS`]; `+info` is there for
+//! the replication id. [`acl_line`] writes the whole rule. [`RedisBackplane::connect`] tries it out and fails with that
+//! line when something is missing.
+//!
+//! # When Redis is away
+//! Calls fail at once with [`BackplaneError::Unavailable`] while there is no connection, and after
+//! [`RedisConfig::command_timeout`] when there is no answer. Connections are made again for ever; when the deliveries are
+//! restored the sink is told [`Disturbance::All`](crate::Disturbance::All).
+//!
+//! A `subscribe` whose future is dropped, or which times out, may still take effect; `unsubscribe` ends it.
+//!
+//! # Durability
+//! A publish is acknowledged when the primary has carried it out. A failover may lose it; what recovery says stays true.
+
+mod config;
+mod connection;
+pub mod keys;
+mod presence;
+mod record;
+mod subscriber;
+
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::types::Value;
+use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use rand::Rng;
+use tokio::task::JoinHandle;
+
+pub use config::RedisConfig;
+use connection::{Commands, Script, blob, list, number, script, text, unexpected};
+use keys::Keys;
+use presence::Presence;
+use record::{Record, decode, encode_presence, encode_publication};
+use subscriber::{SinkCell, Subscriber, UNPOSITIONED};
+
+use crate::coverage::{Evidence, covered};
+use crate::{
+    Backplane, BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, Epoch, HistoryOptions, HistoryPage,
+    HistoryQuery, IDEMPOTENCY_TTL, NewPublication, Offset, PresenceEvent, PresenceStats, PresenceStore, Previous,
+    PublishOptions, PublishOutcome, Published, Sink, StoredPublication, StreamPosition,
+};
+
+static PUBLISH: Script = script!("publish.lua");
+static PUBLISH_ONCE: Script = script!("publish_once.lua");
+static READ: Script = script!("read.lua");
+
+/// What the user of the backplane may do, in the words of `ACL SETUSER`.
+pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +client|id +eval +evalsha +publish \
+    +subscribe +unsubscribe +get +set +del +exists +pexpire +time +hget +hmget +hset +hdel +hkeys +hvals +hgetall \
+    +xadd +xrange +xrevrange +sadd +srem +srandmember";
+
+/// Letters in an epoch: 52^10 is about 2^57, so that no stream meets the epoch of an earlier one.
+const EPOCH_LETTERS: usize = 10;
+
+/// Positions read at the same time by one call, so that it leaves room for others.
+const POSITIONS_AT_ONCE: usize = 256;
+
+/// The rule that lets `user` be the user of a backplane with this prefix; the password is to be added.
+pub fn acl_line(user: &str, prefix: &str) -> String {
+    format!("ACL SETUSER {user} on resetkeys ~{prefix}:* resetchannels &{prefix}:* {ACL_COMMANDS}")
+}
+
+/// A backplane on one Redis server. Lives in a tokio runtime; dropping it ends its connections and tasks, but the
+/// presence entries of this node only with its lease: see [`close`](Self::close).
+pub struct RedisBackplane {
+    commands: Arc<Commands>,
+    keys: Keys,
+    sink: SinkCell,
+    subscribers: Vec<Subscriber>,
+    presence: Arc<Presence>,
+    maintenance: JoinHandle<()>,
+    address: String,
+}
+
+impl RedisBackplane {
+    /// Connects, checks that the server allows what is needed, and registers this node's presence lease.
+    ///
+    /// # Errors
+    /// [`BackplaneError::Unavailable`] when Redis cannot be reached, [`BackplaneError::Protocol`] for settings that
+    /// cannot work, wrong credentials or missing permissions.
+    pub async fn connect(config: &RedisConfig) -> Result<Self, BackplaneError> {
+        if let Some(problem) = config.problem() {
+            return Err(BackplaneError::Protocol(format!("redis settings: {problem}")));
+        }
+        let keys = Keys::new(&config.prefix).ok_or_else(|| {
+            BackplaneError::Protocol(
+                "redis settings: prefix must be made of [A-Za-z0-9_.:-] and not be empty".to_owned(),
+            )
+        })?;
+        let commands = Arc::new(Commands::connect(config).await?);
+        let explain = |error| explain(error, config);
+        probe(&commands, &keys).await.map_err(explain)?;
+        let sink: SinkCell = Arc::new(OnceLock::new());
+        let subscribers = (0..config.subscriber_connections)
+            .map(|_| Subscriber::connect(config, &keys, Arc::clone(&sink)))
+            .collect::<Vec<_>>();
+        let subscribers = try_join_all(subscribers).await.map_err(explain)?;
+        let presence = Presence::register(Arc::clone(&commands), keys.clone(), config).await.map_err(explain)?;
+        let maintenance = tokio::spawn(presence::maintain(Arc::downgrade(&presence), config.lease_interval));
+        let address = format!("{}:{}", config.host, config.port);
+        Ok(Self { commands, keys, sink, subscribers, presence, maintenance, address })
+    }
+
+    /// Gives the presence lease up, so that nobody waits for its end, and closes the connections for commands. Calls fail
+    /// from now on.
+    ///
+    /// # Errors
+    /// When the lease could not be given up; it ends by itself then.
+    pub async fn close(&self) -> Result<(), BackplaneError> {
+        self.maintenance.abort();
+        let released = self.presence.release().await;
+        self.commands.close().await;
+        released
+    }
+
+    async fn publish_now(
+        &self,
+        channel: &ChannelName,
+        publication: NewPublication,
+        options: PublishOptions,
+    ) -> Result<Published, BackplaneError> {
+        let keys = self.keys.channel(channel);
+        let record = encode_publication(&publication);
+        let result_key = options.idempotency_key.as_deref().map(|key| keys.idempotency(key));
+        let Some(history) = options.history else {
+            let Some(result_key) = result_key else {
+                self.fan_out(&keys.pubsub(), record).await?;
+                return Ok(Published { position: None, outcome: PublishOutcome::Published });
+            };
+            let arguments = vec![unpositioned(record), millis(IDEMPOTENCY_TTL), "PUBLISH".into()];
+            return published(self.commands.script(&PUBLISH_ONCE, vec![keys.pubsub(), result_key], arguments).await?);
+        };
+        let mut names = vec![keys.meta(), keys.stream(), keys.pubsub()];
+        names.extend(result_key);
+        let arguments = vec![
+            Bytes::from(record).into(),
+            count(history.size.max(1)),
+            millis(history.ttl),
+            random_epoch().into(),
+            i64::from(rand::rng().random_range(0..2048)).into(),
+            millis(history.meta_ttl.max(history.ttl)),
+            // All digits that a version can have, so that the script can compare it as text.
+            format!("{:020}", options.version).into(),
+            options.version_epoch.into(),
+            millis(IDEMPOTENCY_TTL),
+            "PUBLISH".into(),
+        ];
+        published(self.commands.script(&PUBLISH, names, arguments).await?)
+    }
+
+    async fn fan_out(&self, name: &str, record: Vec<u8>) -> Result<(), BackplaneError> {
+        self.commands.call(name, "PUBLISH", vec![name.into(), unpositioned(record)]).await?;
+        Ok(())
+    }
+
+    async fn read(
+        &self,
+        channel: &ChannelName,
+        query: &HistoryQuery,
+        options: HistoryOptions,
+    ) -> Result<HistoryPage, BackplaneError> {
+        let keys = self.keys.channel(channel);
+        let since = query.since.as_ref();
+        // One more than asked for tells whether the limit cut something off, which is only asked after a position.
+        let extra = usize::from(since.is_some() && !query.reverse);
+        let arguments = vec![
+            random_epoch().into(),
+            millis(options.meta_ttl.max(options.ttl)),
+            since.map_or(String::new(), |position| position.offset.to_string()).into(),
+            since.map_or("", |position| position.epoch.as_str()).into(),
+            query.limit.map_or(Value::from(""), |limit| count(limit.saturating_add(extra))),
+            if query.reverse { "1" } else { "0" }.into(),
+        ];
+        let answer = self.commands.script(&READ, vec![keys.meta(), keys.stream()], arguments).await?;
+        let [top, epoch, entries, is_retained, oldest] = array(answer)?;
+        let top = StreamPosition { epoch: Epoch::from(text(epoch)?), offset: Offset(number(&top)?) };
+        let mut publications: Vec<StoredPublication> =
+            list(entries)?.into_iter().map(entry).collect::<Result<_, _>>()?;
+        let limit = query.limit.unwrap_or(usize::MAX);
+        let reached_top = publications.len() <= limit;
+        publications.truncate(limit);
+        let oldest_previous = match text(oldest)?.as_str() {
+            "" => None,
+            previous => Some(Previous::Known(Offset(offset(previous)?))),
+        };
+        let evidence = Evidence { entry_retained: number(&is_retained)? == 1, oldest_previous, reached_top };
+        let covered = !query.reverse && since.is_some_and(|since| covered(since, &top, evidence));
+        Ok(HistoryPage { top, publications, covered })
+    }
+
+    async fn change_subscriptions(&self, channels: &[ChannelName], subscribe: bool) -> Result<(), BackplaneError> {
+        let mut shares: Vec<Vec<ChannelName>> = vec![Vec::new(); self.subscribers.len()];
+        for channel in channels {
+            let mut hasher = DefaultHasher::new();
+            channel.hash(&mut hasher);
+            let share = (hasher.finish() % self.subscribers.len() as u64) as usize;
+            shares[share].push(channel.clone());
+        }
+        let changes = self.subscribers.iter().zip(shares).filter(|(_, share)| !share.is_empty());
+        try_join_all(changes.map(|(subscriber, share)| subscriber.change(share, subscribe))).await?;
+        Ok(())
+    }
+}
+
+impl Drop for RedisBackplane {
+    fn drop(&mut self) {
+        self.maintenance.abort();
+    }
+}
+
+impl fmt::Debug for RedisBackplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBackplane").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// The replication id of the server's data set.
+async fn lineage(commands: &Commands) -> Result<String, BackplaneError> {
+    let info = text(commands.call("", "INFO", vec!["replication".into()]).await?)?;
+    let line = info.lines().find_map(|line| line.strip_prefix("master_replid:"));
+    line.map(str::to_owned).ok_or_else(|| {
+        BackplaneError::Protocol(
+            "redis does not show master_replid in INFO replication, which publishing needs".to_owned(),
+        )
+    })
+}
+
+/// Does once what will be done all the time, on a channel that no client can use.
+async fn probe(commands: &Commands, keys: &Keys) -> Result<(), BackplaneError> {
+    const BRIEFLY: Duration = Duration::from_secs(1);
+    lineage(commands).await?;
+    let keys = keys.channel("");
+    let record = encode_publication(&NewPublication::default());
+    let arguments = vec![
+        Bytes::from(record).into(),
+        count(1),
+        millis(BRIEFLY),
+        random_epoch().into(),
+        0.into(),
+        millis(BRIEFLY),
+        format!("{:020}", 0).into(),
+        "".into(),
+        millis(BRIEFLY),
+        "PUBLISH".into(),
+    ];
+    let names = vec![keys.meta(), keys.stream(), keys.pubsub(), keys.idempotency("probe")];
+    commands.script(&PUBLISH, names, arguments).await?;
+    let arguments = vec![random_epoch().into(), millis(BRIEFLY), "0".into(), "".into(), "1".into(), "0".into()];
+    commands.script(&READ, vec![keys.meta(), keys.stream()], arguments).await?;
+    Ok(())
+}
+
+/// Adds to a refusal for lack of permissions what would grant them.
+fn explain(error: BackplaneError, config: &RedisConfig) -> BackplaneError {
+    let BackplaneError::Protocol(why) = &error else { return error };
+    let lacks_permission = why.contains("NOPERM") || why.contains("The user executing the script can't");
+    if !lacks_permission {
+        return error;
+    }
+    let line = acl_line(config.username.as_deref().unwrap_or("default"), &config.prefix);
+    BackplaneError::Protocol(format!("{why}; allow it with: {line}"))
+}
+
+fn random_epoch() -> String {
+    const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut random = rand::rng();
+    (0..EPOCH_LETTERS).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
+}
+
+/// Milliseconds, at least one: Redis takes zero for an order to delete.
+fn millis(time: Duration) -> Value {
+    // A century is longer than any use, and far from the sums that Redis refuses.
+    const CENTURY: u128 = 100 * 366 * 86_400_000;
+    i64::try_from(time.as_millis().clamp(1, CENTURY)).unwrap_or(i64::MAX).into()
+}
+
+fn count(number: usize) -> Value {
+    i64::try_from(number).unwrap_or(i64::MAX).into()
+}
+
+fn unpositioned(mut record: Vec<u8>) -> Value {
+    record.insert(0, UNPOSITIONED);
+    Bytes::from(record).into()
+}
+
+fn array<const N: usize>(answer: Value) -> Result<[Value; N], BackplaneError> {
+    list(answer)?.try_into().map_err(|items: Vec<Value>| unexpected(&Value::Array(items)))
+}
+
+fn offset(text: &str) -> Result<u64, BackplaneError> {
+    text.parse().map_err(|_| BackplaneError::Protocol(format!("redis holds the offset {text:?}")))
+}
+
+fn published(answer: Value) -> Result<Published, BackplaneError> {
+    let [outcome, at, epoch] = array(answer)?;
+    let outcome = match number(&outcome)? {
+        0 => PublishOutcome::Published,
+        1 => PublishOutcome::Repeated,
+        2 => PublishOutcome::Outdated,
+        _ => return Err(unexpected(&outcome)),
+    };
+    let position = match text(epoch)? {
+        epoch if epoch.is_empty() => None,
+        epoch => Some(StreamPosition { epoch: Epoch::from(epoch), offset: Offset(number(&at)?) }),
+    };
+    Ok(Published { position, outcome })
+}
+
+/// A stream entry: `[id, [d, record, p, offset before it]]`.
+fn entry(value: Value) -> Result<StoredPublication, BackplaneError> {
+    let [id, fields] = array(value)?;
+    let [_, record, _, previous] = array(fields)?;
+    let id = text(id)?;
+    let at = Offset(offset(id.split_once('-').map_or(id.as_str(), |(at, _)| at))?);
+    let previous = Previous::Known(Offset(number(&previous)?));
+    match decode(&blob(record)?, Some(at)) {
+        Ok(Record::Publication(publication)) => Ok(StoredPublication { publication: Arc::new(publication), previous }),
+        Ok(Record::Presence(_)) => Err(BackplaneError::Protocol("a presence event among publications".to_owned())),
+        Err(error) => Err(BackplaneError::Protocol(error.to_string())),
+    }
+}
+
+impl Backplane for RedisBackplane {
+    /// # Panics
+    /// When it is called a second time: the deliveries so far went elsewhere.
+    fn attach(&self, sink: Arc<dyn Sink>) {
+        assert!(self.sink.set(sink).is_ok(), "a backplane is attached to one sink only");
+    }
+
+    fn publish<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        publication: NewPublication,
+        options: PublishOptions,
+    ) -> BackplaneFuture<'a, Published> {
+        Box::pin(self.publish_now(channel, publication, options))
+    }
+
+    fn announce<'a>(&'a self, channel: &'a ChannelName, event: PresenceEvent) -> BackplaneFuture<'a, ()> {
+        Box::pin(async move { self.fan_out(&self.keys.channel(channel).pubsub(), encode_presence(&event)).await })
+    }
+
+    fn subscribe<'a>(&'a self, channels: &'a [ChannelName]) -> BackplaneFuture<'a, ()> {
+        Box::pin(self.change_subscriptions(channels, true))
+    }
+
+    fn unsubscribe<'a>(&'a self, channels: &'a [ChannelName]) -> BackplaneFuture<'a, ()> {
+        Box::pin(self.change_subscriptions(channels, false))
+    }
+
+    fn history<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        query: HistoryQuery,
+        options: HistoryOptions,
+    ) -> BackplaneFuture<'a, HistoryPage> {
+        Box::pin(async move { self.read(channel, &query, options).await })
+    }
+
+    fn positions<'a>(
+        &'a self,
+        channels: &'a [(ChannelName, HistoryOptions)],
+    ) -> BackplaneFuture<'a, Vec<StreamPosition>> {
+        Box::pin(async move {
+            let top = async |(channel, options): &(ChannelName, HistoryOptions)| {
+                self.read(channel, &HistoryQuery::position(), *options).await.map(|page| page.top)
+            };
+            stream::iter(channels.iter().map(top)).buffered(POSITIONS_AT_ONCE).try_collect().await
+        })
+    }
+
+    fn remove_history<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, ()> {
+        Box::pin(async move {
+            let keys = self.keys.channel(channel);
+            // On the connection of the channel's scripts, so that it keeps its place among them.
+            self.commands.call(&keys.meta(), "DEL", vec![keys.stream().into()]).await?;
+            Ok(())
+        })
+    }
+}
+
+impl PresenceStore for RedisBackplane {
+    fn add_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, ()> {
+        Box::pin(self.presence.add(channel, info))
+    }
+
+    fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {
+        Box::pin(self.presence.remove(channel, client))
+    }
+
+    fn presence<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, Vec<Arc<ClientInfo>>> {
+        Box::pin(self.presence.list(channel))
+    }
+
+    fn presence_stats<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, PresenceStats> {
+        Box::pin(self.presence.stats(channel))
+    }
+}

@@ -1,0 +1,69 @@
+//! The Redis backplane passes the conformance suite, each case on a server of its own.
+
+mod redis_server;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use backplane::conformance::Factory;
+use backplane::redis::{RedisBackplane, RedisConfig};
+use backplane::{Backplane, ChannelName, HistoryOptions};
+use redis_server::{Server, VOLATILE, run};
+
+struct Redis {
+    server: Mutex<Server>,
+    config: RedisConfig,
+}
+
+fn redis() -> Redis {
+    let server = Server::start(VOLATILE);
+    let config = server.config();
+    Redis { server: Mutex::new(server), config }
+}
+
+fn spread() -> Redis {
+    let redis = redis();
+    let config = RedisConfig { connections: 3, subscriber_connections: 3, ..redis.config };
+    Redis { config, ..redis }
+}
+
+impl Factory for Redis {
+    type Backplane = RedisBackplane;
+
+    async fn create(&self) -> Arc<RedisBackplane> {
+        Arc::new(RedisBackplane::connect(&self.config).await.expect("the server is there"))
+    }
+
+    fn wait(&self, time: Duration) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(time)
+    }
+
+    fn patience(&self) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(Duration::from_secs(15))
+    }
+
+    fn lose_data(&self, backplane: &RedisBackplane) -> impl Future<Output = ()> + Send {
+        self.server.lock().expect("no test panics while it holds this").restart();
+        async {
+            // Enough channels to use every connection.
+            let ttl = Duration::from_secs(1);
+            let history = HistoryOptions { size: 1, ttl, meta_ttl: ttl };
+            let channels: Vec<_> =
+                (0..32).map(|n| (ChannelName::from(format!("after the loss {n}")), history)).collect();
+            let deadline = Instant::now() + Duration::from_secs(15);
+            while let Err(error) = backplane.positions(&channels).await {
+                assert!(Instant::now() < deadline, "redis is back but cannot be used: {error}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+backplane::conformance_tests!(redis(), run);
+
+#[test]
+fn several_connections_pass() {
+    let outcome = run(backplane::conformance::run_all(&spread()));
+    outcome.expect("every case passes");
+}
