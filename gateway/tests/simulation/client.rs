@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use backplane::{ChannelName, ClientId, Delivery};
 use bytes::Bytes;
 use protocol::{
-    Command, ConnectRequest, ConnectResult, Error, Push, PushBody, Reply, ReplyBody, Request, SubscribeRequest,
-    SubscribeResult, UnsubscribeRequest,
+    Command, ConnectRequest, ConnectResult, Error, Push, PushBody, Reply, ReplyBody, Request, Subscribe,
+    SubscribeRequest, SubscribeResult, UnsubscribeRequest,
 };
 use session::close::CloseCode;
 use session::convert;
@@ -15,6 +15,7 @@ use session::convert;
 use super::audit::Audit;
 use super::bus::{Bus, Downstream, Event, SocketId, Timer, Upstream};
 use super::clock::Millis;
+use super::scenario::CHANNELS;
 use super::token;
 
 /// What a client is waiting for.
@@ -103,6 +104,17 @@ impl Client {
     /// Channels this client may have subscribed of its own accord.
     pub fn channels(&self) -> Vec<&'static str> {
         self.subscriptions.keys().copied().collect()
+    }
+
+    /// Channels that the server may subscribe this client to without coming into its way.
+    pub fn free_channels(&self) -> Vec<&'static str> {
+        let taken = |channel: &&str| self.subscriptions.contains_key(channel) || self.server_side.contains(channel);
+        CHANNELS.into_iter().filter(|channel| !taken(channel)).collect()
+    }
+
+    /// Channels that the server has subscribed this client to.
+    pub fn server_channels(&self) -> Vec<String> {
+        self.server_positions.keys().cloned().collect()
     }
 
     // --- connecting ---
@@ -270,7 +282,11 @@ impl Client {
     fn close(&mut self, bus: &mut Bus, audit: &mut Audit, socket: SocketId, code: &CloseCode) {
         match code {
             CloseCode::Slow => audit.stats.slow += 1,
-            CloseCode::InsufficientState => audit.position_lost(self.index, &self.server_side),
+            CloseCode::InsufficientState => {
+                let known = self.server_positions.keys().map(String::as_str);
+                let channels: Vec<_> = known.chain(self.server_side.iter().copied()).collect();
+                audit.position_lost(self.index, &channels);
+            }
             code if !code.reconnect() => {
                 audit.violation(format!("client {}: closed for good with {code:?}", self.index));
             }
@@ -370,6 +386,10 @@ impl Client {
     fn push(&mut self, bus: &mut Bus, audit: &mut Audit, push: Push) {
         match push.body {
             PushBody::Publication(publication) => self.publication(bus, audit, &push.channel, &publication),
+            PushBody::Subscribe(subscribe) => self.subscribed_by_server(bus, audit, push.channel, subscribe),
+            PushBody::Unsubscribe(_) if self.server_positions.remove(&push.channel).is_some() => {
+                audit.ended(self.index, &push.channel);
+            }
             PushBody::Unsubscribe(unsubscribe) => {
                 let Some((channel, sub)) = self.subscriptions.iter_mut().find(|(channel, _)| **channel == push.channel)
                 else {
@@ -388,6 +408,14 @@ impl Client {
             }
             other => audit.violation(format!("client {}: an unexpected push {other:?}", self.index)),
         }
+    }
+
+    fn subscribed_by_server(&mut self, bus: &Bus, audit: &mut Audit, channel: String, push: Subscribe) {
+        let Some(socket) = self.socket else { return };
+        let Subscribe { recoverable, epoch, offset, positioned, .. } = push;
+        let result = SubscribeResult { recoverable, epoch, offset, positioned, ..SubscribeResult::default() };
+        audit.subscribed(&bus.store, (self.index, self.id), socket, &channel, false, &result);
+        self.server_positions.insert(channel, position_after(&result));
     }
 
     fn publication(&mut self, bus: &Bus, audit: &mut Audit, channel: &str, publication: &protocol::Publication) {

@@ -31,6 +31,8 @@ pub struct Accepted {
     pub data: Bytes,
     /// Which data set accepted it: a later one does not remember idempotency keys.
     pub data_set: u64,
+    /// Lost since, with the newest data.
+    pub lost: bool,
 }
 
 /// The tag that tells the audit which accepted publication a client has received.
@@ -140,6 +142,7 @@ impl Store {
             previous,
             data,
             data_set,
+            lost: false,
         });
     }
 
@@ -169,6 +172,7 @@ impl Store {
             // Down the lineage to what survived.
             let mut number = self.tops.remove(&channel);
             while let Some(at) = number.filter(|at| self.accepted[*at].offset > top) {
+                self.accepted[at].lost = true;
                 number = self.accepted[at].previous;
             }
             if let Some(number) = number {

@@ -10,7 +10,7 @@ use backplane::{
 use bytes::Bytes;
 use gateway::hub::shard_hub::HubCounters;
 use session::close::CloseCode;
-use session::io::Input;
+use session::io::{Input, Overrides, ServerSubscribe};
 use uuid::Uuid;
 
 use super::audit::{Audit, Stats};
@@ -54,6 +54,8 @@ struct World {
     /// For a planted bug: what was last handed to each node.
     handed_over: BTreeMap<(usize, ChannelName), Offset>,
     fingerprint: u64,
+    /// Every event whose text contains this is printed.
+    trace: Option<String>,
 }
 
 /// Runs a scenario to its end.
@@ -95,6 +97,7 @@ impl World {
             closing: false,
             handed_over: BTreeMap::new(),
             fingerprint: 0,
+            trace: std::env::var("EVENKEEL_SIM_TRACE").ok(),
             scenario,
             bus,
         }
@@ -140,6 +143,12 @@ impl World {
     }
 
     fn note(&mut self, event: &Event) {
+        if let Some(wanted) = &self.trace {
+            let text = format!("{event:?}");
+            if text.contains(wanted) {
+                println!("{:6} {text}", self.now());
+            }
+        }
         let kind = match event {
             Event::Execute { .. } | Event::Presence { .. } => 1,
             Event::Answer { .. } => 2,
@@ -293,12 +302,23 @@ impl World {
             }
             choice => {
                 let input = match choice {
-                    91..94 => Input::Close(CloseCode::ForceReconnect),
-                    94..96 => Input::Close(CloseCode::GoingAway),
-                    _ => {
+                    91..93 => Input::Close(CloseCode::ForceReconnect),
+                    93..94 => Input::Close(CloseCode::GoingAway),
+                    94..96 => {
                         let (channel, reason) = (ChannelName::from(channel), "subscription expired");
                         Input::ServerUnsubscribe { channel, code: 2501, reason }
                     }
+                    96..98 => match client.free_channels().as_slice() {
+                        [] => return,
+                        free => Input::ServerSubscribe(Box::new(server_subscribe(random.pick(free)))),
+                    },
+                    _ => match client.server_channels().as_slice() {
+                        [] => return,
+                        channels => {
+                            let channel = ChannelName::from(random.pick(channels));
+                            Input::ServerUnsubscribe { channel, code: 2000, reason: "server unsubscribe" }
+                        }
+                    },
                 };
                 let socket = client.socket().and_then(|socket| bus.sockets.get(&socket));
                 let Some((place, key)) = socket.map(|socket| (socket.place, socket.key)) else { return };
@@ -451,6 +471,17 @@ impl World {
             sum.recovery_reads += counters.recovery_reads;
         }
         sum
+    }
+}
+
+fn server_subscribe(channel: &str) -> ServerSubscribe {
+    ServerSubscribe {
+        channel: ChannelName::from(channel),
+        info: Bytes::new(),
+        data: Bytes::new(),
+        recover_since: None,
+        expire_at: None,
+        overrides: Overrides { force_recovery: Some(true), ..Overrides::default() },
     }
 }
 
