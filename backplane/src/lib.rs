@@ -1,7 +1,7 @@
 //! The backplane: what carries publications, history and presence between gateway nodes.
 //!
-//! Read in this order: [`types`] (plain data), the traits [`Backplane`], [`PresenceStore`] and [`Sink`] below,
-//! [`coverage`] (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
+//! Read in this order: [`types`] (plain data), the traits [`Backplane`], [`PresenceStore`] and [`Sink`] below, the
+//! traits [`Members`] (the fleet: reports and leases) and [`SessionStore`] (what outlives a connection), [`coverage`] (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
 //! implementation passes), [`fault`] (faults injected around any implementation).
 //!
 //! # What a backplane promises
@@ -12,15 +12,22 @@
 //!    can tell a loss. They may be lost or repeated, never silently reordered within an epoch.
 //! 4. When [`Backplane::subscribe`] returns `Ok`, every later publication of the channel is delivered.
 //! 5. A read says by `covered` whether it is everything after a position. It is never wrong about that.
+//! 6. Publishes, announcements and changes of presence that one node makes in one channel take effect in the order in
+//!    which they were first polled.
+//! 7. Every call ends within a bounded time, whatever happened to the backplane.
+//! 8. After anything that may have cost deliveries the backplane subscribes again by itself and then tells the sink
+//!    ([`Sink::disturbed`]); nobody has to call [`Backplane::subscribe`] a second time.
 
 #![forbid(unsafe_code)]
 
 pub mod conformance;
 pub mod coverage;
 pub mod fault;
+pub mod members;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+pub mod sessions;
 pub mod types;
 
 use std::future::Future;
@@ -28,6 +35,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use members::{LEASE_NAME_BYTES, Lease, Member, Members, NodeId, REPORT_BYTES, REPORT_TTL};
+pub use sessions::{SESSION_BYTES, SESSIONS_PER_USER, SessionRecord, SessionStore, SessionWrite};
 pub use types::*;
 
 /// How long the result of a publish with an idempotency key is remembered (protocol section 7.2).
@@ -86,6 +95,9 @@ pub trait Backplane: PresenceStore + Send + Sync + 'static {
 
     /// Drops a channel's publications. The epoch stays and the top offset never goes back.
     fn remove_history<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, ()>;
+
+    /// Whether it can be reached, and what it has done so far. Cheap, never waits.
+    fn status(&self) -> Status;
 }
 
 /// Who is subscribed to a channel, over all nodes. An entry lives until it is removed or its node's lease ends.

@@ -372,3 +372,43 @@ pub enum Disturbance {
     /// Any channel may have: reconnect, failover, lag of the whole subscription.
     All,
 }
+
+/// Whether a backplane can be reached, and what it has done since the process started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Status {
+    /// True while both calls and deliveries work, as far as is known: a silent loss shows within the liveness interval
+    /// plus the time limit of a call.
+    pub is_up: bool,
+    /// Calls under way.
+    pub calls_in_flight: u64,
+    /// Calls that ended, failures included.
+    pub calls: u64,
+    /// Calls that failed, timeouts included.
+    pub calls_failed: u64,
+    /// Calls that were not answered in time.
+    pub calls_timed_out: u64,
+    /// Deliveries received for this node.
+    pub deliveries: u64,
+    /// Deliveries lost between the backplane's connection and the node because the node was too slow; repaired from
+    /// history where there is one.
+    pub deliveries_lost: u64,
+    /// Times that deliveries had to be restored on a new connection.
+    pub restorations: u64,
+    /// Channels subscribed on the backplane.
+    pub channels: u64,
+}
+
+impl Status {
+    /// That of a backplane which cannot be away.
+    pub const ALWAYS_UP: Self = Self {
+        is_up: true,
+        calls_in_flight: 0,
+        calls: 0,
+        calls_failed: 0,
+        calls_timed_out: 0,
+        deliveries: 0,
+        deliveries_lost: 0,
+        restorations: 0,
+        channels: 0,
+    };
+}

@@ -12,7 +12,7 @@ use backplane::memory::{ManualClock, MemoryBackplane, MemoryLimits};
 use backplane::{
     Backplane, BackplaneFuture, ChannelName, ClientId, ClientInfo, Delivery, Disturbance, HistoryOptions, HistoryPage,
     HistoryQuery, NewPublication, Offset, PresenceEvent, PresenceStats, PresenceStore, Previous, Publication,
-    PublishOptions, Published, Sink, StoredPublication, StreamPosition,
+    PublishOptions, Published, Sink, Status, StoredPublication, StreamPosition,
 };
 
 /// The in-memory backplane, seen through [`spread`] offsets and a delivery thread.
@@ -138,6 +138,10 @@ impl Backplane for Sparse {
 
     fn remove_history<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, ()> {
         self.inner.remove_history(channel)
+    }
+
+    fn status(&self) -> Status {
+        self.inner.status()
     }
 }
 

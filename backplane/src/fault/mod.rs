@@ -20,7 +20,7 @@ use self::outlet::{Fault, Outlet};
 use crate::memory::MemoryBackplane;
 use crate::{
     Backplane, BackplaneFuture, ChannelName, ClientId, ClientInfo, Disturbance, HistoryOptions, HistoryPage,
-    HistoryQuery, NewPublication, PresenceEvent, PresenceStats, PresenceStore, PublishOptions, Published, Sink,
+    HistoryQuery, NewPublication, PresenceEvent, PresenceStats, PresenceStore, PublishOptions, Published, Sink, Status,
     StreamPosition,
 };
 
@@ -234,6 +234,10 @@ impl<B: Backplane> Backplane for FaultyBackplane<B> {
             let fate = self.calls.enter().await?;
             fate.apply(self.inner.remove_history(channel).await)
         })
+    }
+
+    fn status(&self) -> Status {
+        self.inner.status()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::memory::MemoryBackplane;
 use crate::{
     Backplane, BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, Delivery, Disturbance,
     HistoryOptions, HistoryPage, HistoryQuery, NewPublication, PresenceEvent, PresenceStats, PresenceStore,
-    PublishOptions, Published, Sink, StreamPosition,
+    PublishOptions, Published, Sink, Status, StreamPosition,
 };
 
 /// One in-memory backplane that several nodes of one process share, as they would share a server. For simulations of a
@@ -200,6 +200,10 @@ impl Backplane for NodeLink {
 
     fn remove_history<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, ()> {
         self.backplane.remove_history(channel)
+    }
+
+    fn status(&self) -> Status {
+        self.backplane.status()
     }
 }
 

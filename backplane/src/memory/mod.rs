@@ -41,7 +41,7 @@ use self::stripe::Stripe;
 use crate::{
     Backplane, BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, Delivery, HistoryOptions,
     HistoryPage, HistoryQuery, NewPublication, PresenceEvent, PresenceStats, PresenceStore, Publication,
-    PublishOptions, PublishOutcome, Published, Sink, StreamPosition,
+    PublishOptions, PublishOutcome, Published, Sink, Status, StreamPosition,
 };
 
 /// Locks. Calls hold one for about a microsecond, so many more than cores make meeting there rare; 64 empty maps are
@@ -435,6 +435,10 @@ impl Backplane for MemoryBackplane {
             }
         });
         Box::pin(ready(Ok(())))
+    }
+
+    fn status(&self) -> Status {
+        Status { channels: self.stats().subscriptions as u64, ..Status::ALWAYS_UP }
     }
 }
 

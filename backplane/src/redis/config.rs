@@ -1,15 +1,98 @@
 //! Where Redis is and how it is used.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
+
+/// Where a server listens.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Address {
+    /// Host name or IP address, an IPv6 one without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl Address {
+    /// An address of these parts.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What stands behind the addresses.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Topology {
+    /// One server.
+    Standalone(Address),
+    /// A primary and replicas, watched by Sentinels.
+    Sentinel {
+        /// Some or all of the Sentinels.
+        sentinels: Vec<Address>,
+        /// The name under which they watch the primary.
+        primary: String,
+        /// User name for the Sentinels themselves; `None` without.
+        username: Option<String>,
+        /// Password for the Sentinels themselves. Never shown by `Debug`.
+        password: Option<String>,
+    },
+    /// A Redis Cluster: some of its nodes, the others are found.
+    Cluster(Vec<Address>),
+}
+
+impl fmt::Debug for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Standalone(address) => write!(f, "Standalone({address})"),
+            Self::Sentinel { sentinels, primary, .. } => write!(f, "Sentinel({sentinels:?}, {primary})"),
+            Self::Cluster(nodes) => write!(f, "Cluster({nodes:?})"),
+        }
+    }
+}
+
+/// How connections are encrypted.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RedisTls {
+    /// PEM file of the certificate authorities to trust; `None` trusts those of the operating system.
+    pub ca_file: Option<PathBuf>,
+    /// PEM files of this node's certificate chain and key, where the server asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// When a publish is acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// When the primary has carried it out. A failover may lose it.
+    #[default]
+    Primary,
+    /// When so many replicas have it too.
+    Replicated {
+        /// How many; with all of them a publish survives any promotion.
+        replicas: u32,
+        /// How long to wait for them. Afterwards the publish fails, but may have happened.
+        timeout: Duration,
+    },
+}
 
 /// Settings of a [`RedisBackplane`](super::RedisBackplane).
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// Host name or address of the server.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
+    /// Where Redis is.
+    pub topology: Topology,
+    /// Encryption; `None` speaks plain TCP.
+    pub tls: Option<RedisTls>,
+    /// What an acknowledged publish has survived.
+    pub durability: Durability,
     /// User name of the ACL; `None` is the user `default`.
     pub username: Option<String>,
     /// Password of the user. Never shown by `Debug`.
@@ -51,8 +134,9 @@ pub struct RedisConfig {
 impl Default for RedisConfig {
     fn default() -> Self {
         Self {
-            host: "127.0.0.1".to_owned(),
-            port: 6379,
+            topology: Topology::Standalone(Address::new("127.0.0.1", 6379)),
+            tls: None,
+            durability: Durability::Primary,
             username: None,
             password: None,
             database: 0,
@@ -103,8 +187,9 @@ impl RedisConfig {
 impl fmt::Debug for RedisConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConfig")
-            .field("host", &self.host)
-            .field("port", &self.port)
+            .field("topology", &self.topology)
+            .field("tls", &self.tls)
+            .field("durability", &self.durability)
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("database", &self.database)

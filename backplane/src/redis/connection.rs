@@ -8,11 +8,11 @@ use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike;
-use fred::types::config::{Config, Options, ReconnectError, Server, ServerConfig};
+use fred::types::config::{ClusterDiscoveryPolicy, Config, Options, ReconnectError, Server, ServerConfig};
 use fred::types::{Builder, ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
 use tokio::sync::Semaphore;
 
-use super::config::RedisConfig;
+use super::config::{Address, RedisConfig, Topology};
 use crate::BackplaneError;
 
 /// A Lua script with its digest.
@@ -35,12 +35,29 @@ macro_rules! script {
 }
 pub(super) use script;
 
+fn server_config(topology: &Topology) -> ServerConfig {
+    let server = |address: &Address| Server::new(address.host.as_str(), address.port);
+    match topology {
+        Topology::Standalone(address) => ServerConfig::Centralized { server: server(address) },
+        Topology::Sentinel { sentinels, primary, username, password } => ServerConfig::Sentinel {
+            hosts: sentinels.iter().map(server).collect(),
+            service_name: primary.clone(),
+            username: username.clone(),
+            password: password.clone(),
+        },
+        Topology::Cluster(nodes) => ServerConfig::Clustered {
+            hosts: nodes.iter().map(server).collect(),
+            policy: ClusterDiscoveryPolicy::default(),
+        },
+    }
+}
+
 /// The settings shared by every connection. They answer traps of the client library: RESP3, so that any command is legal
 /// on a subscriber connection; one attempt per command, because a publish must not be repeated behind our back; a
 /// bounded wait for answers; no limit of its own on waiting commands (it leaks its counter after an overflow).
 fn builder(config: &RedisConfig) -> Builder {
     let mut builder = Builder::from_config(Config {
-        server: ServerConfig::Centralized { server: Server::new(config.host.as_str(), config.port) },
+        server: server_config(&config.topology),
         username: config.username.clone(),
         password: config.password.clone(),
         database: (config.database != 0).then_some(config.database),
@@ -202,7 +219,7 @@ pub(super) async fn connect(config: &RedisConfig) -> Result<Connection, Backplan
     let _ = tokio::time::timeout(config.connect_timeout, client.quit()).await;
     Err(match problem {
         BackplaneError::Unavailable(why) => {
-            BackplaneError::Unavailable(format!("redis at {}:{}: {why}", config.host, config.port))
+            BackplaneError::Unavailable(format!("redis at {:?}: {why}", config.topology))
         }
         refused @ BackplaneError::Protocol(_) => refused,
     })

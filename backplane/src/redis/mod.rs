@@ -42,7 +42,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rand::Rng;
 use tokio::task::JoinHandle;
 
-pub use config::RedisConfig;
+pub use config::{Address, Durability, RedisConfig, RedisTls, Topology};
 use connection::{Commands, Script, blob, list, number, script, text, unexpected};
 use keys::Keys;
 use presence::Presence;
@@ -53,7 +53,7 @@ use crate::coverage::{Evidence, covered};
 use crate::{
     Backplane, BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, Epoch, HistoryOptions, HistoryPage,
     HistoryQuery, IDEMPOTENCY_TTL, NewPublication, Offset, PresenceEvent, PresenceStats, PresenceStore, Previous,
-    PublishOptions, PublishOutcome, Published, Sink, StoredPublication, StreamPosition,
+    PublishOptions, PublishOutcome, Published, Sink, Status, StoredPublication, StreamPosition,
 };
 
 static PUBLISH: Script = script!("publish.lua");
@@ -113,7 +113,7 @@ impl RedisBackplane {
         let subscribers = try_join_all(subscribers).await.map_err(explain)?;
         let presence = Presence::register(Arc::clone(&commands), keys.clone(), config).await.map_err(explain)?;
         let maintenance = tokio::spawn(presence::maintain(Arc::downgrade(&presence), config.lease_interval));
-        let address = format!("{}:{}", config.host, config.port);
+        let address = format!("{:?}", config.topology);
         Ok(Self { commands, keys, sink, subscribers, presence, maintenance, address })
     }
 
@@ -392,6 +392,10 @@ impl Backplane for RedisBackplane {
             self.commands.call(&keys.meta(), "DEL", vec![keys.stream().into()]).await?;
             Ok(())
         })
+    }
+
+    fn status(&self) -> Status {
+        Status::ALWAYS_UP
     }
 }
 

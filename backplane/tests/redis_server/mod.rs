@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use backplane::redis::{RedisConfig, acl_line};
+use backplane::redis::{Address, RedisConfig, Topology, acl_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -54,7 +54,7 @@ impl Server {
     /// How to reach it, with time limits that suit a test.
     pub fn config(&self) -> RedisConfig {
         RedisConfig {
-            port: self.port,
+            topology: Topology::Standalone(Address::new("127.0.0.1", self.port)),
             username: Some(USER.to_owned()),
             password: Some(PASSWORD.to_owned()),
             prefix: PREFIX.to_owned(),

@@ -9,7 +9,7 @@ use backplane::memory::MemoryBackplane;
 use backplane::{
     Backplane, BackplaneFuture, ChannelName, ClientId, ClientInfo, Delivery, Disturbance, Epoch, HistoryOptions,
     HistoryPage, HistoryQuery, NewPublication, Offset, PresenceEvent, PresenceStats, PresenceStore, Previous,
-    PublishOptions, PublishOutcome, Published, Sink, StreamPosition,
+    PublishOptions, PublishOutcome, Published, Sink, Status, StreamPosition,
 };
 
 /// What is wrong.
@@ -333,6 +333,10 @@ impl Backplane for Broken {
             _ => return Box::pin(ready(done(self.inner.remove_history(&self.name(channel))))),
         }
         Box::pin(ready(Ok(())))
+    }
+
+    fn status(&self) -> Status {
+        self.inner.status()
     }
 }
 
