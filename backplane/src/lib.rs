@@ -1,7 +1,8 @@
 //! The backplane: what carries publications, history and presence between gateway nodes.
 //!
 //! Read in this order: [`types`] (plain data), the traits [`Backplane`], [`PresenceStore`] and [`Sink`] below, the
-//! traits [`Members`] (the fleet: reports and leases) and [`SessionStore`] (what outlives a connection), [`coverage`] (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
+//! traits [`Members`] (the fleet: reports and leases) and [`SessionStore`] (what outlives a connection), [`coverage`]
+//! (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
 //! implementation passes), [`fault`] (faults injected around any implementation).
 //!
 //! # What a backplane promises

@@ -59,6 +59,10 @@ pub struct MemoryStats {
     pub presence_entries: usize,
     /// Remembered results of publishes with an idempotency key.
     pub idempotency_keys: usize,
+    /// Nodes that have reported.
+    pub reports: usize,
+    /// Leases that somebody holds.
+    pub leases: usize,
     /// Publications evicted since the start because of [`MemoryLimits::history_bytes`].
     pub publications_evicted: u64,
     /// Streams forgotten since the start, before their time, because of [`MemoryLimits::channels`].
@@ -78,6 +82,8 @@ pub(super) struct Counters {
     pub(super) history_bytes: Gauge,
     pub(super) presence_entries: Gauge,
     pub(super) idempotency_keys: Gauge,
+    pub(super) reports: Gauge,
+    pub(super) leases: Gauge,
     pub(super) publications_evicted: AtomicU64,
     pub(super) streams_evicted: AtomicU64,
     pub(super) refusals: AtomicU64,
@@ -93,6 +99,8 @@ impl Counters {
             history_bytes: self.history_bytes.value(),
             presence_entries: self.presence_entries.value(),
             idempotency_keys: self.idempotency_keys.value(),
+            reports: self.reports.value(),
+            leases: self.leases.value(),
             publications_evicted: self.publications_evicted.load(Ordering::Relaxed),
             streams_evicted: self.streams_evicted.load(Ordering::Relaxed),
             refusals: self.refusals.load(Ordering::Relaxed),

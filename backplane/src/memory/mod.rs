@@ -16,6 +16,7 @@
 mod channel;
 mod clock;
 mod limits;
+mod members;
 mod order;
 mod presence;
 mod results;
@@ -36,6 +37,7 @@ pub use limits::{IDEMPOTENCY_KEY_BYTES_MAX, MemoryLimits, MemoryStats};
 
 use self::clock::Moment;
 use self::limits::Counters;
+use self::members::Fleet;
 use self::order::Kind;
 use self::stripe::Stripe;
 use crate::{
@@ -58,11 +60,12 @@ const CHANNEL_ATTEMPTS: usize = 8;
 /// Expired results freed by one publish to their channel: more than it adds, so that they become fewer.
 const RESULTS_EXPIRED_PER_PUBLISH: usize = 4;
 
-/// Streams, fan-out and presence in this process's memory.
+/// Streams, fan-out, presence and the fleet in this process's memory.
 ///
 /// Dropping it drops everything: a new one has new epochs, so that clients of the old one are told the truth.
 pub struct MemoryBackplane {
     stripes: Box<[Mutex<Stripe>]>,
+    fleet: Mutex<Fleet>,
     hasher: RandomState,
     limits: MemoryLimits,
     counters: Counters,
@@ -82,6 +85,7 @@ impl MemoryBackplane {
     pub fn with_clock(limits: MemoryLimits, clock: Arc<dyn Clock>) -> Self {
         Self {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            fleet: Mutex::default(),
             hasher: RandomState::new(),
             limits,
             counters: Counters::default(),
@@ -91,13 +95,15 @@ impl MemoryBackplane {
         }
     }
 
-    /// Frees what has expired: publications, epochs, idempotency results and the channels that thereby become empty.
+    /// Frees what has expired: publications, epochs, idempotency results and the channels that thereby become empty;
+    /// reports and leases.
     ///
     /// Does at most about `budget` units of work (one for each thing freed and each channel looked at) and locks one
     /// stripe at a time. Returns true when more is due: call it again soon. Once a second with a budget of 10,000 keeps
     /// up with 10,000 expiring things a second and holds no lock for more than some milliseconds.
     pub fn sweep(&self, budget: usize) -> bool {
         let mut left = budget;
+        left -= self.fleet.lock().sweep(self.now(), left, &self.counters);
         for _ in 0..self.stripes.len() {
             if left == 0 {
                 return true;
@@ -124,9 +130,10 @@ impl MemoryBackplane {
         self.limits
     }
 
-    /// Forgets all streams and idempotency results at once, as a restart without persistence does. Subscriptions and
-    /// presence stay; the sink is not told. For fault injection.
+    /// Forgets all streams, idempotency results, reports and leases at once, as a restart without persistence does.
+    /// Subscriptions and presence stay; the sink is not told. For fault injection.
     pub fn forget(&self) {
+        self.fleet.lock().forget(&self.counters);
         for stripe in &self.stripes {
             stripe.lock().forget(&self.counters);
         }

@@ -1,5 +1,6 @@
 //! Tests of what is particular to the in-memory backplane; the promises it shares are in the conformance suite.
 
+mod fleet;
 mod limits;
 mod model;
 mod threads;
