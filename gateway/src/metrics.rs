@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use auth::JwksStats;
+use backplane::Status;
 use backplane::memory::MemoryStats;
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -65,6 +66,28 @@ pub const MEMORY_REFUSED: &str = "gateway_memory_refused_total";
 pub const JWKS_FETCHES: &str = "gateway_jwks_fetches_total";
 /// Fetches of token keys that failed; the keys fetched before stay in use.
 pub const JWKS_FAILURES: &str = "gateway_jwks_failures_total";
+/// Commands and questions to every node, by `result`: `answered` by all, or `failed`.
+pub const COMMANDS: &str = "gateway_cluster_commands_total";
+/// Commands of other nodes that were not delivered, by `outcome`: `repaired` from history, or `lost`.
+pub const COMMAND_GAPS: &str = "gateway_cluster_command_gaps_total";
+/// Connections of all nodes, from the coordinator's digest; absent when that is stale.
+pub const FLEET_CONNECTIONS: &str = "gateway_fleet_connections";
+/// Nodes by `state`: `ready`, `draining` or `starting`, from the coordinator's digest; absent when that is stale.
+pub const CLUSTER_NODES: &str = "gateway_cluster_nodes";
+/// Calls to the backplane under way.
+pub const BACKPLANE_IN_FLIGHT: &str = "gateway_backplane_calls_in_flight";
+/// Calls to the backplane that ended.
+pub const BACKPLANE_CALLS: &str = "gateway_backplane_calls_total";
+/// Calls to the backplane that failed, by `reason`: `timeout` or `error`.
+pub const BACKPLANE_FAILURES: &str = "gateway_backplane_call_failures_total";
+/// Deliveries of the backplane to this node.
+pub const BACKPLANE_DELIVERIES: &str = "gateway_backplane_deliveries_total";
+/// Deliveries lost because this node did not take them in time; positioned channels repair them.
+pub const BACKPLANE_LOST: &str = "gateway_backplane_deliveries_lost_total";
+/// Times that deliveries were restored on a new connection.
+pub const BACKPLANE_RESTORATIONS: &str = "gateway_backplane_restorations_total";
+/// Channels subscribed on the backplane.
+pub const BACKPLANE_CHANNELS: &str = "gateway_backplane_channels";
 /// 1, labelled by `version`.
 pub const BUILD: &str = "gateway_build_info";
 
@@ -112,6 +135,17 @@ fn describe() {
     describe_counter!(MEMORY_REFUSED, "Calls of the embedded backplane refused because of a limit.");
     describe_counter!(JWKS_FETCHES, "Fetches of token keys.");
     describe_counter!(JWKS_FAILURES, "Fetches of token keys that failed.");
+    describe_counter!(COMMANDS, "Commands and questions to every node, by result.");
+    describe_counter!(COMMAND_GAPS, "Commands of other nodes that were not delivered, by outcome.");
+    describe_gauge!(FLEET_CONNECTIONS, "Live connections of all nodes; absent when unknown.");
+    describe_gauge!(CLUSTER_NODES, "Nodes by state; absent when unknown.");
+    describe_gauge!(BACKPLANE_IN_FLIGHT, "Calls to the backplane under way.");
+    describe_counter!(BACKPLANE_CALLS, "Calls to the backplane that ended.");
+    describe_counter!(BACKPLANE_FAILURES, "Calls to the backplane that failed, by reason.");
+    describe_counter!(BACKPLANE_DELIVERIES, "Deliveries of the backplane to this node.");
+    describe_counter!(BACKPLANE_LOST, "Deliveries lost because this node did not take them in time.");
+    describe_counter!(BACKPLANE_RESTORATIONS, "Times that deliveries were restored on a new connection.");
+    describe_gauge!(BACKPLANE_CHANNELS, "Channels subscribed on the backplane.");
     describe_gauge!(BUILD, "1, labelled by version.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -131,6 +165,20 @@ pub(crate) fn memory(stats: &MemoryStats) {
     counter!(MEMORY_EVICTED, "what" => "publications").absolute(stats.publications_evicted);
     counter!(MEMORY_EVICTED, "what" => "streams").absolute(stats.streams_evicted);
     counter!(MEMORY_REFUSED).absolute(stats.refusals);
+}
+
+/// Exports the state of the backplane.
+pub(crate) fn backplane(status: &Status) {
+    gauge!(BACKPLANE_UP).set(if status.is_up { 1.0 } else { 0.0 });
+    gauge!(BACKPLANE_IN_FLIGHT).set(status.calls_in_flight as f64);
+    counter!(BACKPLANE_CALLS).absolute(status.calls);
+    counter!(BACKPLANE_FAILURES, "reason" => "timeout").absolute(status.calls_timed_out);
+    let errors = status.calls_failed.saturating_sub(status.calls_timed_out);
+    counter!(BACKPLANE_FAILURES, "reason" => "error").absolute(errors);
+    counter!(BACKPLANE_DELIVERIES).absolute(status.deliveries);
+    counter!(BACKPLANE_LOST).absolute(status.deliveries_lost);
+    counter!(BACKPLANE_RESTORATIONS).absolute(status.restorations);
+    gauge!(BACKPLANE_CHANNELS).set(status.channels as f64);
 }
 
 /// Exports how token keys are fetched. A reload that names other addresses starts from zero; the counters do not go
