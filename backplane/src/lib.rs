@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use members::{LEASE_NAME_BYTES, Lease, Member, Members, NodeId, REPORT_BYTES, REPORT_TTL};
-pub use sessions::{SESSION_BYTES, SESSIONS_PER_USER, SessionRecord, SessionStore, SessionWrite};
+pub use sessions::{SESSION_BYTES, SESSION_ID_BYTES, SESSIONS_PER_USER, SessionRecord, SessionStore, SessionWrite};
 pub use types::*;
 
 /// How long the result of a publish with an idempotency key is remembered (protocol section 7.2).

@@ -47,7 +47,8 @@ pub enum Lease {
     /// every earlier holder, also after the backplane lost writes: whoever acts under the lease passes it on, and
     /// whoever is acted on ignores lower ones.
     Held {
-        /// Stays the same while the same holder renews.
+        /// Stays the same while the same holder renews, unless the backplane may have lost writes in between: then it is
+        /// a larger one too, because others may have held the lease.
         token: u64,
     },
     /// Another node has it.

@@ -53,12 +53,14 @@ pub const SUBSCRIPTIONS: &str = "gateway_subscriptions";
 pub const API_REQUESTS: &str = "gateway_api_requests_total";
 /// Connections that a drain has still to close.
 pub const DRAIN_REMAINING: &str = "gateway_drain_remaining";
-/// What the embedded backplane holds, by `what`: `channels`, `streams`, `publications`, `presence` or
-/// `idempotency_keys`.
+/// What the embedded backplane holds, by `what`: `channels`, `streams`, `publications`, `presence`, `idempotency_keys`
+/// or `sessions`.
 pub const MEMORY_ENTRIES: &str = "gateway_memory_entries";
 /// Bytes of stored publications in the embedded backplane.
 pub const MEMORY_HISTORY_BYTES: &str = "gateway_memory_history_bytes";
-/// Publications and streams that gave way to newer ones because of a limit, by `what`.
+/// Bytes of session records in the embedded backplane.
+pub const MEMORY_SESSION_BYTES: &str = "gateway_memory_session_bytes";
+/// Publications, streams and sessions that gave way to newer ones because of a limit, by `what`.
 pub const MEMORY_EVICTED: &str = "gateway_memory_evicted_total";
 /// Calls of the embedded backplane refused because a limit was reached.
 pub const MEMORY_REFUSED: &str = "gateway_memory_refused_total";
@@ -131,7 +133,8 @@ fn describe() {
     describe_gauge!(DRAIN_REMAINING, "Connections that a drain has still to close.");
     describe_gauge!(MEMORY_ENTRIES, "What the embedded backplane holds.");
     describe_gauge!(MEMORY_HISTORY_BYTES, Unit::Bytes, "Stored publications of the embedded backplane.");
-    describe_counter!(MEMORY_EVICTED, "Publications and streams that gave way because of a limit.");
+    describe_gauge!(MEMORY_SESSION_BYTES, Unit::Bytes, "Session records of the embedded backplane.");
+    describe_counter!(MEMORY_EVICTED, "Publications, streams and sessions that gave way because of a limit.");
     describe_counter!(MEMORY_REFUSED, "Calls of the embedded backplane refused because of a limit.");
     describe_counter!(JWKS_FETCHES, "Fetches of token keys.");
     describe_counter!(JWKS_FAILURES, "Fetches of token keys that failed.");
@@ -158,12 +161,15 @@ pub(crate) fn memory(stats: &MemoryStats) {
         ("publications", stats.publications),
         ("presence", stats.presence_entries),
         ("idempotency_keys", stats.idempotency_keys),
+        ("sessions", stats.sessions),
     ] {
         gauge!(MEMORY_ENTRIES, "what" => what).set(entries as f64);
     }
     gauge!(MEMORY_HISTORY_BYTES).set(stats.history_bytes as f64);
+    gauge!(MEMORY_SESSION_BYTES).set(stats.session_bytes as f64);
     counter!(MEMORY_EVICTED, "what" => "publications").absolute(stats.publications_evicted);
     counter!(MEMORY_EVICTED, "what" => "streams").absolute(stats.streams_evicted);
+    counter!(MEMORY_EVICTED, "what" => "sessions").absolute(stats.sessions_evicted);
     counter!(MEMORY_REFUSED).absolute(stats.refusals);
 }
 

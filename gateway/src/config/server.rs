@@ -258,6 +258,7 @@ pub(super) fn memory(backplane: &mut Section<'_>) -> MemoryLimits {
         channels: section.count("channels", defaults.channels, 1_000..=1_000_000_000),
         presence_entries: section.count("presence_entries", defaults.presence_entries, 1_000..=1_000_000_000),
         idempotency_keys: section.count("idempotency_keys", defaults.idempotency_keys, 1_000..=1_000_000_000),
+        session_bytes: section.size("session_bytes", defaults.session_bytes, 1 << 20..=1 << 40),
     }
 }
 

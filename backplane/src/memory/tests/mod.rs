@@ -3,6 +3,7 @@
 mod fleet;
 mod limits;
 mod model;
+mod sessions;
 mod threads;
 
 use std::sync::Arc;
@@ -54,6 +55,9 @@ impl Bench {
     fn stats(&self) -> MemoryStats {
         for stripe in &self.backplane.stripes {
             stripe.lock().check();
+        }
+        for sessions in &self.backplane.sessions {
+            sessions.lock().check();
         }
         self.backplane.stats()
     }
