@@ -16,7 +16,8 @@
 //! # When Redis is away
 //! Calls fail at once with [`BackplaneError::Unavailable`] while there is no connection, and after
 //! [`RedisConfig::command_timeout`] when there is no answer. Connections are made again for ever; when the deliveries are
-//! restored the sink is told [`Disturbance::All`](crate::Disturbance::All).
+//! restored the sink is told [`Disturbance::All`](crate::Disturbance::All). [`Backplane::status`] says that it is down
+//! while one of the connections does not work or misses subscriptions; beginning and end are logged once.
 //!
 //! A `subscribe` whose future is dropped, or which times out, may still take effect; `unsubscribe` ends it.
 //!
@@ -28,6 +29,7 @@ mod connection;
 pub mod keys;
 mod presence;
 mod record;
+mod status;
 mod subscriber;
 
 use std::fmt;
@@ -47,6 +49,7 @@ use connection::{Commands, Script, blob, list, number, script, text, unexpected}
 use keys::Keys;
 use presence::Presence;
 use record::{Record, decode, encode_presence, encode_publication};
+use status::{Health, Watches};
 use subscriber::{SinkCell, Subscriber, UNPOSITIONED};
 
 use crate::coverage::{Evidence, covered};
@@ -79,7 +82,9 @@ pub fn acl_line(user: &str, prefix: &str) -> String {
 /// A backplane on one Redis server. Lives in a tokio runtime; dropping it ends its connections and tasks, but the
 /// presence entries of this node only with its lease: see [`close`](Self::close).
 pub struct RedisBackplane {
+    health: Arc<Health>,
     commands: Arc<Commands>,
+    watches: Watches,
     keys: Keys,
     sink: SinkCell,
     subscribers: Vec<Subscriber>,
@@ -103,18 +108,20 @@ impl RedisBackplane {
                 "redis settings: prefix must be made of [A-Za-z0-9_.:-] and not be empty".to_owned(),
             )
         })?;
-        let commands = Arc::new(Commands::connect(config).await?);
+        let health = Arc::new(Health::default());
+        let commands = Arc::new(Commands::connect(config, Arc::clone(&health)).await?);
         let explain = |error| explain(error, config);
         probe(&commands, &keys).await.map_err(explain)?;
         let sink: SinkCell = Arc::new(OnceLock::new());
         let subscribers = (0..config.subscriber_connections)
-            .map(|_| Subscriber::connect(config, &keys, Arc::clone(&sink)))
+            .map(|_| Subscriber::connect(config, &keys, Arc::clone(&sink), Arc::clone(&health)))
             .collect::<Vec<_>>();
         let subscribers = try_join_all(subscribers).await.map_err(explain)?;
         let presence = Presence::register(Arc::clone(&commands), keys.clone(), config).await.map_err(explain)?;
         let maintenance = tokio::spawn(presence::maintain(Arc::downgrade(&presence), config.lease_interval));
+        let watches = commands.watch(config.liveness_interval);
         let address = format!("{:?}", config.topology);
-        Ok(Self { commands, keys, sink, subscribers, presence, maintenance, address })
+        Ok(Self { health, commands, watches, keys, sink, subscribers, presence, maintenance, address })
     }
 
     /// Gives the presence lease up, so that nobody waits for its end, and closes the connections for commands. Calls fail
@@ -124,6 +131,8 @@ impl RedisBackplane {
     /// When the lease could not be given up; it ends by itself then.
     pub async fn close(&self) -> Result<(), BackplaneError> {
         self.maintenance.abort();
+        self.watches.end();
+        self.health.close();
         let released = self.presence.release().await;
         self.commands.close().await;
         released
@@ -395,7 +404,7 @@ impl Backplane for RedisBackplane {
     }
 
     fn status(&self) -> Status {
-        Status::ALWAYS_UP
+        self.health.status()
     }
 }
 
