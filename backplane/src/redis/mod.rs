@@ -22,10 +22,14 @@
 //! A `subscribe` whose future is dropped, or which times out, may still take effect; `unsubscribe` ends it.
 //!
 //! # Durability
-//! A publish is acknowledged when the primary has carried it out. A failover may lose it; what recovery says stays true.
+//! By default a publish is acknowledged when the primary has carried it out. A failover may lose it; what recovery says
+//! stays true. With [`Durability::Replicated`] a publish with history, and each repeat of it, is acknowledged when so
+//! many replicas have it; where that is not certain it fails with [`BackplaneError::Unavailable`] and a text that says
+//! so, though it may have been stored and delivered.
 
 mod config;
 mod connection;
+mod durability;
 pub mod keys;
 mod presence;
 mod record;
@@ -46,6 +50,7 @@ use tokio::task::JoinHandle;
 
 pub use config::{Address, Durability, RedisConfig, RedisTls, Topology};
 use connection::{Commands, Script, blob, list, number, script, text, unexpected};
+use durability::Replication;
 use keys::Keys;
 use presence::Presence;
 use record::{Record, decode, encode_presence, encode_publication};
@@ -64,7 +69,7 @@ static PUBLISH_ONCE: Script = script!("publish_once.lua");
 static READ: Script = script!("read.lua");
 
 /// What the user of the backplane may do, in the words of `ACL SETUSER`.
-pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +client|id +eval +evalsha +publish \
+pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +wait +client|id +eval +evalsha +publish \
     +subscribe +unsubscribe +get +set +del +exists +pexpire +time +hget +hmget +hset +hdel +hkeys +hvals +hgetall \
     +xadd +xrange +xrevrange +sadd +srem +srandmember";
 
@@ -84,7 +89,8 @@ pub fn acl_line(user: &str, prefix: &str) -> String {
 pub struct RedisBackplane {
     health: Arc<Health>,
     commands: Arc<Commands>,
-    watches: Watches,
+    replication: Option<Arc<Replication>>,
+    watches: Vec<Watches>,
     keys: Keys,
     sink: SinkCell,
     subscribers: Vec<Subscriber>,
@@ -112,6 +118,7 @@ impl RedisBackplane {
         let commands = Arc::new(Commands::connect(config, Arc::clone(&health)).await?);
         let explain = |error| explain(error, config);
         probe(&commands, &keys).await.map_err(explain)?;
+        let replication = Replication::connect(config, &health, &keys.channel("")).await.map_err(explain)?;
         let sink: SinkCell = Arc::new(OnceLock::new());
         let subscribers = (0..config.subscriber_connections)
             .map(|_| Subscriber::connect(config, &keys, Arc::clone(&sink), Arc::clone(&health)))
@@ -119,9 +126,10 @@ impl RedisBackplane {
         let subscribers = try_join_all(subscribers).await.map_err(explain)?;
         let presence = Presence::register(Arc::clone(&commands), keys.clone(), config).await.map_err(explain)?;
         let maintenance = tokio::spawn(presence::maintain(Arc::downgrade(&presence), config.lease_interval));
-        let watches = commands.watch(config.liveness_interval);
+        let mut watches = vec![commands.watch(config.liveness_interval)];
+        watches.extend(replication.as_ref().map(|replication| replication.watch(config.liveness_interval)));
         let address = format!("{:?}", config.topology);
-        Ok(Self { health, commands, watches, keys, sink, subscribers, presence, maintenance, address })
+        Ok(Self { health, commands, replication, watches, keys, sink, subscribers, presence, maintenance, address })
     }
 
     /// Gives the presence lease up, so that nobody waits for its end, and closes the connections for commands. Calls fail
@@ -131,7 +139,7 @@ impl RedisBackplane {
     /// When the lease could not be given up; it ends by itself then.
     pub async fn close(&self) -> Result<(), BackplaneError> {
         self.maintenance.abort();
-        self.watches.end();
+        self.watches.iter().for_each(Watches::end);
         self.health.close();
         let released = self.presence.release().await;
         self.commands.close().await;
@@ -153,7 +161,8 @@ impl RedisBackplane {
                 return Ok(Published { position: None, outcome: PublishOutcome::Published });
             };
             let arguments = vec![unpositioned(record), millis(IDEMPOTENCY_TTL), "PUBLISH".into()];
-            return published(self.commands.script(&PUBLISH_ONCE, vec![keys.pubsub(), result_key], arguments).await?);
+            let answer = self.commands.script(&PUBLISH_ONCE, vec![keys.pubsub(), result_key], arguments).await?;
+            return published(array(answer)?);
         };
         let mut names = vec![keys.meta(), keys.stream(), keys.pubsub()];
         names.extend(result_key);
@@ -170,7 +179,12 @@ impl RedisBackplane {
             millis(IDEMPOTENCY_TTL),
             "PUBLISH".into(),
         ];
-        published(self.commands.script(&PUBLISH, names, arguments).await?)
+        let [outcome, at, epoch, lineage] = array(self.commands.script(&PUBLISH, names, arguments).await?)?;
+        if let Some(replication) = &self.replication {
+            // Repeats too: they acknowledge the first publish, and that may have failed here.
+            replication.confirm(&keys, text(lineage)?).await?;
+        }
+        published([outcome, at, epoch])
     }
 
     async fn fan_out(&self, name: &str, record: Vec<u8>) -> Result<(), BackplaneError> {
@@ -241,7 +255,11 @@ impl fmt::Debug for RedisBackplane {
 
 /// The replication id of the server's data set.
 async fn lineage(commands: &Commands) -> Result<String, BackplaneError> {
-    let info = text(commands.call("", "INFO", vec!["replication".into()]).await?)?;
+    lineage_of(&text(commands.call("", "INFO", vec!["replication".into()]).await?)?)
+}
+
+/// The same from what `INFO replication` says.
+fn lineage_of(info: &str) -> Result<String, BackplaneError> {
     let line = info.lines().find_map(|line| line.strip_prefix("master_replid:"));
     line.map(str::to_owned).ok_or_else(|| {
         BackplaneError::Protocol(
@@ -316,8 +334,7 @@ fn offset(text: &str) -> Result<u64, BackplaneError> {
     text.parse().map_err(|_| BackplaneError::Protocol(format!("redis holds the offset {text:?}")))
 }
 
-fn published(answer: Value) -> Result<Published, BackplaneError> {
-    let [outcome, at, epoch] = array(answer)?;
+fn published([outcome, at, epoch]: [Value; 3]) -> Result<Published, BackplaneError> {
     let outcome = match number(&outcome)? {
         0 => PublishOutcome::Published,
         1 => PublishOutcome::Repeated,
