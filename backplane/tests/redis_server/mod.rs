@@ -93,6 +93,18 @@ impl Server {
         answer.trim_end().to_owned()
     }
 
+    /// The same for an answer of many lines.
+    pub fn admin_text(&self, command: &str) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("the server is running");
+        stream.write_all(format!("{command}\r\n").as_bytes()).expect("the server listens");
+        let (mut stream, mut head) = (BufReader::new(stream), String::new());
+        stream.read_line(&mut head).expect("the server answers");
+        let length = head.trim_end().strip_prefix('$').and_then(|length| length.parse().ok());
+        let mut text = vec![0; length.unwrap_or_else(|| panic!("{command} is answered with a text, not {head}"))];
+        stream.read_exact(&mut text).expect("the whole answer");
+        String::from_utf8(text).expect("an answer in words")
+    }
+
     /// Ends the process as a crash does.
     pub fn end(&mut self) {
         // It may have ended already.
