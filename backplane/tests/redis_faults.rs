@@ -164,6 +164,34 @@ fn a_rollback_is_told_to_those_who_saw_the_lost() {
     });
 }
 
+/// A subscription counts when Redis has it, not when it was sent: promise 4.
+#[test]
+fn subscribe_waits_for_redis() {
+    const ROUNDS: usize = 300;
+    let server = Server::start(VOLATILE);
+    run(async {
+        // No test of the connection is under way, for which a subscribe would wait as well.
+        let config = RedisConfig { liveness_interval: Duration::from_secs(60), ..server.config() };
+        let (mut node, other) = (Node::connect(&config).await, Node::connect(&config).await);
+        node.backplane.subscribe(&channel("first")).await.expect("subscribe");
+        let names = channel("stopped");
+        server.signal(Signal::SIGSTOP);
+        let mut subscribing = node.backplane.subscribe(&names);
+        let early = tokio::time::timeout(Duration::from_millis(500), &mut subscribing).await;
+        server.signal(Signal::SIGCONT);
+        assert!(early.is_err(), "a stopped server has not subscribed anything: {early:?}");
+        subscribing.await.expect("subscribe");
+        other.publish(&names[0], "live").await;
+        assert_eq!(node.publication().await, "live");
+        for round in 0..ROUNDS {
+            let names = channel(&format!("round {round}"));
+            node.backplane.subscribe(&names).await.expect("subscribe");
+            other.publish(&names[0], &round.to_string()).await;
+            assert_eq!(node.publication().await, round.to_string(), "the first publication after the subscribe");
+        }
+    });
+}
+
 /// A server that is silent but not gone: calls fail within their time, an idle subscriber connection notices it, and all
 /// returns with it.
 #[test]
