@@ -83,10 +83,12 @@ fn every_script_keeps_to_one_slot() {
     let server = Server::start(&["--save", "", "--appendonly", "no", "--cluster-enabled", "yes"]);
     assert_eq!(server.admin("CLUSTER ADDSLOTSRANGE 0 16383"), "+OK");
     let deadline = Instant::now() + Duration::from_secs(20);
-    while server.admin("GET nothing") != "$-1" {
-        assert!(Instant::now() < deadline, "the slots are not served: {}", server.admin("GET nothing"));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    run(async {
+        while server.admin("GET nothing") != "$-1" {
+            assert!(Instant::now() < deadline, "the slots are not served: {}", server.admin("GET nothing"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
     assert!(server.admin("MGET a b").starts_with("-CROSSSLOT"), "the server minds slots");
     let config = server.config();
     let redis = Redis { server: Mutex::new(server), config };
