@@ -19,6 +19,10 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use redis_server::{Server, VOLATILE};
 
+/// The gateway's own.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const MEASURED: Duration = Duration::from_secs(3);
 const PAYLOAD: &[u8] = &[b'x'; 128];
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -17,19 +17,20 @@ if KEYS[4] then
   end
 end
 
-local meta = redis.call('HMGET', KEYS[1], 's', 'e', 'l', 'v', 've')
-local top, epoch = tonumber(meta[1] or '0'), meta[2]
-local is_new = not epoch
-
 -- 20 digits compare as text; numbers here would lose those above 2^53.
 local version, version_epoch = ARGV[7], ARGV[8]
 local is_versioned = version ~= '00000000000000000000'
+local meta
+if is_versioned then meta = redis.call('HMGET', KEYS[1], 's', 'e', 'l', 'v', 've')
+else meta = redis.call('HMGET', KEYS[1], 's', 'e', 'l') end
+local previous, epoch = meta[1] or '0', meta[2]
+local top, is_new, is_same = tonumber(previous), not epoch, meta[3] == lineage
+
 if not is_new and is_versioned and meta[4] and version <= meta[4]
     and (version_epoch == '' or version_epoch == (meta[5] or '')) then
-  local offset = string.format('%.0f', top)
   redis.call('PEXPIRE', KEYS[1], ARGV[6], 'GT')
-  if KEYS[4] then redis.call('SET', KEYS[4], offset .. ':' .. epoch, 'PX', ARGV[9]) end
-  return {2, offset, epoch, lineage}
+  if KEYS[4] then redis.call('SET', KEYS[4], previous .. ':' .. epoch, 'PX', ARGV[9]) end
+  return {2, previous, epoch, lineage}
 end
 
 local offset
@@ -37,7 +38,7 @@ if is_new then
   -- The position was forgotten or evicted: publications that remain belong to an epoch nobody knows.
   epoch, offset = ARGV[4], 1
   redis.call('DEL', KEYS[2])
-elseif meta[3] == lineage then
+elseif is_same then
   offset = top + 1
 else
   -- Another data set than the one that gave the last offset: it may have given more of them, which are lost here.
@@ -46,9 +47,11 @@ else
   offset = math.max(top + 1, (now[1] * 1000 + math.floor(now[2] / 1000)) * 2048 + tonumber(ARGV[5]))
 end
 -- tostring() would write large numbers with an exponent.
-local offset_text, previous = string.format('%.0f', offset), string.format('%.0f', top)
+local offset_text = string.format('%.0f', offset)
 if is_versioned then
   redis.call('HSET', KEYS[1], 's', offset_text, 'e', epoch, 'l', lineage, 'v', version, 've', version_epoch)
+elseif is_same and not is_new then
+  redis.call('HSET', KEYS[1], 's', offset_text)
 else
   redis.call('HSET', KEYS[1], 's', offset_text, 'e', epoch, 'l', lineage)
 end
