@@ -9,120 +9,13 @@ use std::time::{Duration, Instant};
 
 use backplane::redis::{RedisBackplane, RedisConfig};
 use backplane::{
-    Backplane, BackplaneError, ChannelName, ClientId, ClientInfo, Delivery, Disturbance, HistoryOptions, HistoryPage,
-    HistoryQuery, NewPublication, PresenceEvent, PresenceStore, Previous, PublishOptions, Published, Sink,
-    StreamPosition,
+    Backplane, BackplaneError, ChannelName, Delivery, Disturbance, HistoryQuery, PresenceEvent, PresenceStore,
+    Previous, Sink, StreamPosition,
 };
-use bytes::Bytes;
 use nix::sys::signal::Signal;
+use redis_server::node::{DEADLINE, Event, Events, JUMPED, KEEP, Node, again, channel, client, texts};
 use redis_server::{APPEND_ONLY, Server, VOLATILE, run};
 use tokio::sync::mpsc;
-
-const DEADLINE: Duration = Duration::from_secs(20);
-
-const KEEP: HistoryOptions =
-    HistoryOptions { size: 10_000, ttl: Duration::from_secs(300), meta_ttl: Duration::from_secs(600) };
-
-/// A jump takes the offset from the clock; without one it is a small count.
-const JUMPED: u64 = 1 << 50;
-
-enum Event {
-    Delivered(Delivery),
-    Disturbed(Disturbance),
-}
-
-struct Events(mpsc::UnboundedSender<Event>);
-
-impl Sink for Events {
-    fn deliver(&self, _: &ChannelName, delivery: Delivery) {
-        // The test may have ended.
-        let _ = self.0.send(Event::Delivered(delivery));
-    }
-
-    fn disturbed(&self, disturbance: Disturbance) {
-        let _ = self.0.send(Event::Disturbed(disturbance));
-    }
-}
-
-/// A node: its backplane and what it was told.
-struct Node {
-    backplane: RedisBackplane,
-    events: mpsc::UnboundedReceiver<Event>,
-}
-
-impl Node {
-    async fn connect(config: &RedisConfig) -> Self {
-        let backplane = RedisBackplane::connect(config).await.expect("the server is there");
-        let (sender, events) = mpsc::unbounded_channel();
-        backplane.attach(Arc::new(Events(sender)));
-        Self { backplane, events }
-    }
-
-    async fn next(&mut self) -> Event {
-        let event = tokio::time::timeout(DEADLINE, self.events.recv()).await.expect("something happens in time");
-        event.expect("the backplane holds the sender")
-    }
-
-    async fn disturbance(&mut self) {
-        while !matches!(self.next().await, Event::Disturbed(Disturbance::All)) {}
-    }
-
-    /// The text of the next publication.
-    async fn publication(&mut self) -> String {
-        loop {
-            if let Event::Delivered(Delivery::Positioned { publication, .. }) = self.next().await {
-                return String::from_utf8_lossy(&publication.data).into_owned();
-            }
-        }
-    }
-
-    async fn try_publish(&self, channel: &ChannelName, text: &str) -> Result<Published, BackplaneError> {
-        let publication = NewPublication { data: Bytes::copy_from_slice(text.as_bytes()), ..Default::default() };
-        // With a key, because it may be tried again after an error.
-        let options =
-            PublishOptions { history: Some(KEEP), idempotency_key: Some(text.to_owned()), ..PublishOptions::default() };
-        self.backplane.publish(channel, publication, options).await
-    }
-
-    /// Publishes, trying again for as long as Redis is away.
-    async fn publish(&self, channel: &ChannelName, text: &str) -> StreamPosition {
-        let published = again(|| self.try_publish(channel, text)).await;
-        published.position.expect("a channel with history has positions")
-    }
-
-    async fn after(&self, channel: &ChannelName, since: &StreamPosition) -> HistoryPage {
-        let query = HistoryQuery { since: Some(since.clone()), limit: None, reverse: false };
-        again(|| self.backplane.history(channel, query.clone(), KEEP)).await
-    }
-}
-
-/// Repeats a call while Redis is away.
-async fn again<T, F: Future<Output = Result<T, BackplaneError>>>(call: impl Fn() -> F) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        match call().await {
-            Ok(value) => return value,
-            Err(BackplaneError::Unavailable(_)) if Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-fn channel(name: &str) -> [ChannelName; 1] {
-    [ChannelName::from(name)]
-}
-
-fn texts(page: &HistoryPage) -> Vec<String> {
-    let data = |entry: &backplane::StoredPublication| String::from_utf8_lossy(&entry.publication.data).into_owned();
-    page.publications.iter().map(data).collect()
-}
-
-fn client(user: &str) -> Arc<ClientInfo> {
-    let client = ClientId::random();
-    Arc::new(ClientInfo { client, user: user.into(), conn_info: Bytes::new(), chan_info: Bytes::new() })
-}
 
 /// The subscriber connection is killed again and again while numbered messages are published. A reader that follows the
 /// chain of offsets and repairs from history after a break or a disturbance sees each message once, in order.
@@ -149,7 +42,7 @@ fn killed_subscriber_connections_lose_nothing_unnoticed() {
             }
             while seen.len() < (round + 1) * EACH {
                 let is_next = match node.next().await {
-                    Event::Delivered(Delivery::Positioned { previous, publication, epoch }) => {
+                    Event::Delivered(_, Delivery::Positioned { previous, publication, epoch }) => {
                         let offset = publication.offset.expect("a positioned delivery");
                         if offset <= position.offset {
                             continue;
@@ -161,7 +54,7 @@ fn killed_subscriber_connections_lose_nothing_unnoticed() {
                         }
                         is_next
                     }
-                    Event::Delivered(_) => continue,
+                    Event::Delivered(..) => continue,
                     Event::Disturbed(_) => false,
                 };
                 if !is_next {
@@ -460,7 +353,7 @@ fn members_of_a_dead_node_leave_once() {
         for survivor in &mut survivors {
             let mut missing = expected.clone();
             while !missing.is_empty() {
-                if let Event::Delivered(Delivery::Presence(event)) = survivor.next().await {
+                if let Event::Delivered(_, Delivery::Presence(event)) = survivor.next().await {
                     let PresenceEvent::Leave(info) = event else { panic!("nobody joins: {event:?}") };
                     assert_eq!(missing.remove(&info.client), Some(info), "left twice or never was there");
                 }
@@ -475,9 +368,9 @@ fn members_of_a_dead_node_leave_once() {
         for survivor in &mut survivors {
             loop {
                 match survivor.next().await {
-                    Event::Delivered(Delivery::Positioned { .. }) => break,
-                    Event::Delivered(Delivery::Presence(event)) => panic!("announced again: {event:?}"),
-                    Event::Delivered(_) | Event::Disturbed(_) => {}
+                    Event::Delivered(_, Delivery::Positioned { .. }) => break,
+                    Event::Delivered(_, Delivery::Presence(event)) => panic!("announced again: {event:?}"),
+                    Event::Delivered(..) | Event::Disturbed(_) => {}
                 }
             }
         }
@@ -511,11 +404,11 @@ fn a_lost_lease_is_taken_anew() {
         other.publish(&names[0], "last").await;
         loop {
             match other.next().await {
-                Event::Delivered(Delivery::Positioned { .. }) => break,
-                Event::Delivered(Delivery::Presence(event)) => {
+                Event::Delivered(_, Delivery::Positioned { .. }) => break,
+                Event::Delivered(_, Delivery::Presence(event)) => {
                     panic!("the member is here, but {event:?} was announced")
                 }
-                Event::Delivered(_) | Event::Disturbed(_) => {}
+                Event::Delivered(..) | Event::Disturbed(_) => {}
             }
         }
     });
