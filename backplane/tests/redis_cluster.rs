@@ -6,13 +6,14 @@ mod redis_server;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use backplane::conformance::Factory;
 use backplane::redis::{RedisBackplane, RedisConfig};
 use backplane::{
-    Backplane, BackplaneError, ChannelName, Delivery, HistoryOptions, PresenceEvent, PresenceStore, Previous,
-    StreamPosition,
+    Backplane, BackplaneError, ChannelName, Delivery, HistoryOptions, NewPublication, PresenceEvent, PresenceStore,
+    Previous, PublishOptions, StreamPosition,
 };
 use nix::sys::signal::Signal;
 use redis_server::cluster::Cluster;
@@ -219,6 +220,85 @@ fn a_slot_moves_under_load() {
         assert_eq!(reader.told, [0; 0], "{name} was called incomplete");
         assert_eq!(reader.seen, (0..200).collect::<Vec<_>>(), "{name}");
     }
+}
+
+/// Publishes that are under way at the same time take effect in the order in which they were begun, also while their
+/// slot moves and some of them are sent again.
+#[test]
+fn concurrent_publishes_keep_their_order_while_a_slot_moves() {
+    const TOGETHER: u32 = 20;
+    let cluster = Cluster::start(0);
+    run_on_threads(async {
+        let node = Node::connect(&short(cluster.config())).await;
+        let name = names(1).remove(0);
+        let start = node.publish(&name, "start").await;
+        let slot = cluster.slot(&name);
+        let mover = tokio::task::spawn_blocking(move || {
+            let from = cluster.owner(slot);
+            for to in [(from + 1) % 3, from, (from + 2) % 3] {
+                cluster.migrate(slot, to);
+            }
+            cluster
+        });
+        let (mut acknowledged, mut begun) = (Vec::new(), 0);
+        while !mover.is_finished() {
+            let mut calls = Vec::new();
+            for number in begun..begun + TOGETHER {
+                let publication = NewPublication { data: number.to_string().into(), ..Default::default() };
+                let options = PublishOptions { history: Some(KEEP), ..PublishOptions::default() };
+                let mut call = node.backplane.publish(&name, publication, options);
+                calls.push((number, futures_util::poll!(&mut call), call));
+            }
+            begun += TOGETHER;
+            for (number, first, call) in calls {
+                let result = match first {
+                    Poll::Ready(result) => result,
+                    Poll::Pending => call.await,
+                };
+                if result.is_ok() {
+                    acknowledged.push(number);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let _cluster = mover.await.expect("the slot has moved");
+        let page = node.after(&name, &start).await;
+        assert!(page.covered, "more was published than is kept");
+        let stored: Vec<u32> = texts(&page).iter().map(|text| text.parse().expect("a number")).collect();
+        assert!(stored.is_sorted_by(|a, b| a < b), "out of order or twice: {stored:?}");
+        assert!(acknowledged.iter().all(|number| stored.binary_search(number).is_ok()), "an acknowledged one is lost");
+        assert!(acknowledged.len() * 2 > begun as usize, "{} of {begun} were acknowledged", acknowledged.len());
+    });
+}
+
+/// A slot is under way for long: what needs one key is done where the slot goes, what needs several fails in time.
+#[test]
+fn calls_follow_a_slot_that_is_under_way() {
+    let cluster = Cluster::start(0);
+    run(async {
+        let mut node = Node::connect(&short(cluster.config())).await;
+        let names = names(1);
+        node.backplane.subscribe(&names).await.expect("subscribe");
+        let before = node.publish(&names[0], "before").await;
+        let slot = cluster.slot(&names[0]);
+        let to = (cluster.owner(slot) + 1) % 3;
+        let from = cluster.begin_migration(slot, to);
+        let member = client("ann");
+        node.backplane.add_presence(&names[0], Arc::clone(&member)).await.expect("add_presence");
+        assert_eq!(node.backplane.presence(&names[0]).await.expect("presence"), [Arc::clone(&member)]);
+        let failed = node.try_publish(&names[0], "during").await;
+        assert!(matches!(failed, Err(BackplaneError::Unavailable(_))), "{failed:?}");
+        cluster.end_migration(slot, from, to);
+        node.publish(&names[0], "after").await;
+        node.disturbance().await;
+        let page = node.after(&names[0], &before).await;
+        assert!(page.covered, "nothing was lost");
+        assert_eq!(texts(&page), ["after"]);
+        assert_eq!(node.backplane.presence(&names[0]).await.expect("presence"), [member]);
+        node.backplane.remove_history(&names[0]).await.expect("remove_history");
+        node.publish(&names[0], "last").await;
+        while node.publication().await != "last" {}
+    });
 }
 
 /// A node that dies leaves members behind in channels of every master: a survivor announces each leave once.

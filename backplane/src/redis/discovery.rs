@@ -48,23 +48,25 @@ impl Discovery {
             Self::Fixed(address) => Ok(Layout::single(address.clone(), 0)),
             Self::Sentinels { informants, primary } => {
                 let answers = informants.ask("SENTINEL", &["MASTER", primary]).await?;
-                let found =
-                    answers.into_iter().map(|(_, answer)| of_sentinel(answer)).collect::<Result<Vec<_>, _>>()?;
+                let found = answers.into_iter().filter_map(|(asked, answer)| understood(&asked, of_sentinel(answer)));
                 // A Sentinel that was cut off knows an old primary. The epoch of the latest failover tells.
-                let latest = found.into_iter().max_by_key(|primary| primary.term);
-                let others = informants.ask("SENTINEL", &["SENTINELS", primary]).await?;
-                for (_, answer) in others {
-                    informants.learn(of_other_sentinels(answer)?);
+                let latest = found.max_by_key(|primary| primary.term);
+                if let Ok(answers) = informants.ask("SENTINEL", &["SENTINELS", primary]).await {
+                    for (asked, answer) in answers {
+                        informants.learn(understood(&asked, of_other_sentinels(answer)).unwrap_or_default());
+                    }
+                    informants.settle();
                 }
-                informants.settle();
-                latest
-                    .map(|primary| Layout::single(primary.address, primary.term))
-                    .ok_or_else(|| BackplaneError::Unavailable("no Sentinel has answered".to_owned()))
+                let unknown = || BackplaneError::Unavailable("no Sentinel says where the primary is".to_owned());
+                latest.map(|primary| Layout::single(primary.address, primary.term)).ok_or_else(unknown)
             }
             Self::Cluster { informants, prefers_host_names } => {
                 let answers = informants.ask("CLUSTER", &["NODES"]).await?;
-                let answers = answers.into_iter().map(|(asked, answer)| Ok((asked, text(answer)?)));
-                let layout = of_cluster(&answers.collect::<Result<Vec<_>, _>>()?, *prefers_host_names);
+                let texts = answers.into_iter().filter_map(|(asked, answer)| {
+                    let text = understood(&asked, text(answer))?;
+                    Some((asked, text))
+                });
+                let layout = of_cluster(&texts.collect::<Vec<_>>(), *prefers_host_names);
                 if layout.primaries.is_empty() {
                     return Err(BackplaneError::Unavailable("no node of the cluster has slots".to_owned()));
                 }
@@ -74,6 +76,11 @@ impl Discovery {
             }
         }
     }
+}
+
+/// One answer that makes no sense does not spoil the others.
+fn understood<T>(asked: &Address, answer: Result<T, BackplaneError>) -> Option<T> {
+    answer.inspect_err(|error| tracing::warn!(%asked, %error, "it cannot be told who is the redis primary")).ok()
 }
 
 /// Connections to servers that are asked: those of the settings, and those that were learnt of since.

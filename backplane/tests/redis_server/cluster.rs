@@ -87,23 +87,33 @@ impl Cluster {
 
     /// Moves a slot as `redis-cli --cluster reshard` does: keys first, one at a time, while clients use them.
     pub fn migrate(&self, slot: u16, to: usize) {
+        let from = self.begin_migration(slot, to);
+        self.end_migration(slot, from, to);
+    }
+
+    /// From now on missing keys of the slot are looked for at the new owner.
+    pub fn begin_migration(&self, slot: u16, to: usize) -> usize {
         let from = self.owner(slot);
         assert_ne!(from, to, "it is there already");
-        let (source, target) = (&self.servers[from], &self.servers[to]);
-        let text = slot.to_string();
-        let ids = [source.id(), target.id()];
-        assert_eq!(target.ask(&["CLUSTER", "SETSLOT", &text, "IMPORTING", &ids[0]]), "OK");
-        assert_eq!(source.ask(&["CLUSTER", "SETSLOT", &text, "MIGRATING", &ids[1]]), "OK");
+        let (source, target, slot) = (&self.servers[from], &self.servers[to], slot.to_string());
+        assert_eq!(target.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source.id()]), "OK");
+        assert_eq!(source.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target.id()]), "OK");
+        from
+    }
+
+    pub fn end_migration(&self, slot: u16, from: usize, to: usize) {
+        let (source, target, slot) = (&self.servers[from], &self.servers[to], slot.to_string());
         loop {
-            let keys = source.ask(&["CLUSTER", "GETKEYSINSLOT", &text, "1"]);
+            let keys = source.ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
             if keys.is_empty() {
                 break;
             }
             let moved = source.ask(&["MIGRATE", "127.0.0.1", &target.port.to_string(), &keys, "0", "1000"]);
             assert!(moved == "OK" || moved == "NOKEY", "{moved}");
         }
-        assert_eq!(target.ask(&["CLUSTER", "SETSLOT", &text, "NODE", &ids[1]]), "OK");
-        assert_eq!(source.ask(&["CLUSTER", "SETSLOT", &text, "NODE", &ids[1]]), "OK");
+        let id = target.id();
+        assert_eq!(target.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &id]), "OK");
+        assert_eq!(source.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &id]), "OK");
     }
 }
 
