@@ -9,22 +9,13 @@ use std::time::{Duration, Instant};
 
 use backplane::redis::{RedisBackplane, RedisConfig};
 use backplane::{
-    Backplane, BackplaneError, ChannelName, ClientId, ClientInfo, Delivery, Disturbance, HistoryQuery, PresenceEvent,
-    PresenceStore, Previous, Sink, StreamPosition,
+    Backplane, BackplaneError, ChannelName, Delivery, Disturbance, HistoryQuery, PresenceEvent, PresenceStore,
+    Previous, Sink, StreamPosition,
 };
-use bytes::Bytes;
 use nix::sys::signal::Signal;
-use redis_server::node::{DEADLINE, Event, Events, KEEP, Node, again, channel, texts};
+use redis_server::node::{DEADLINE, Event, Events, JUMPED, KEEP, Node, again, channel, client, texts};
 use redis_server::{APPEND_ONLY, Server, VOLATILE, run};
 use tokio::sync::mpsc;
-
-/// A jump takes the offset from the clock; without one it is a small count.
-const JUMPED: u64 = 1 << 50;
-
-fn client(user: &str) -> Arc<ClientInfo> {
-    let client = ClientId::random();
-    Arc::new(ClientInfo { client, user: user.into(), conn_info: Bytes::new(), chan_info: Bytes::new() })
-}
 
 /// The subscriber connection is killed again and again while numbered messages are published. A reader that follows the
 /// chain of offsets and repairs from history after a break or a disturbance sees each message once, in order.
@@ -51,7 +42,7 @@ fn killed_subscriber_connections_lose_nothing_unnoticed() {
             }
             while seen.len() < (round + 1) * EACH {
                 let is_next = match node.next().await {
-                    Event::Delivered(Delivery::Positioned { previous, publication, epoch }) => {
+                    Event::Delivered(_, Delivery::Positioned { previous, publication, epoch }) => {
                         let offset = publication.offset.expect("a positioned delivery");
                         if offset <= position.offset {
                             continue;
@@ -63,7 +54,7 @@ fn killed_subscriber_connections_lose_nothing_unnoticed() {
                         }
                         is_next
                     }
-                    Event::Delivered(_) => continue,
+                    Event::Delivered(..) => continue,
                     Event::Disturbed(_) => false,
                 };
                 if !is_next {
@@ -278,7 +269,7 @@ fn lag_is_told() {
     impl Sink for Slow {
         fn deliver(&self, channel: &ChannelName, delivery: Delivery) {
             if let Some(go_on) = self.go_on.lock().expect("no holder panics").take() {
-                // The other tasks of this thread go on.
+                // Told to the runtime: otherwise the thread may take the polling of sockets and timers down with it.
                 tokio::task::block_in_place(|| go_on.recv()).expect("the test lets it go");
             }
             self.events.deliver(channel, delivery);
@@ -391,7 +382,7 @@ fn members_of_a_dead_node_leave_once() {
         for survivor in &mut survivors {
             let mut missing = expected.clone();
             while !missing.is_empty() {
-                if let Event::Delivered(Delivery::Presence(event)) = survivor.next().await {
+                if let Event::Delivered(_, Delivery::Presence(event)) = survivor.next().await {
                     let PresenceEvent::Leave(info) = event else { panic!("nobody joins: {event:?}") };
                     assert_eq!(missing.remove(&info.client), Some(info), "left twice or never was there");
                 }
@@ -406,9 +397,9 @@ fn members_of_a_dead_node_leave_once() {
         for survivor in &mut survivors {
             loop {
                 match survivor.next().await {
-                    Event::Delivered(Delivery::Positioned { .. }) => break,
-                    Event::Delivered(Delivery::Presence(event)) => panic!("announced again: {event:?}"),
-                    Event::Delivered(_) | Event::Disturbed(_) => {}
+                    Event::Delivered(_, Delivery::Positioned { .. }) => break,
+                    Event::Delivered(_, Delivery::Presence(event)) => panic!("announced again: {event:?}"),
+                    Event::Delivered(..) | Event::Disturbed(_) => {}
                 }
             }
         }
@@ -442,11 +433,11 @@ fn a_lost_lease_is_taken_anew() {
         other.publish(&names[0], "last").await;
         loop {
             match other.next().await {
-                Event::Delivered(Delivery::Positioned { .. }) => break,
-                Event::Delivered(Delivery::Presence(event)) => {
+                Event::Delivered(_, Delivery::Positioned { .. }) => break,
+                Event::Delivered(_, Delivery::Presence(event)) => {
                     panic!("the member is here, but {event:?} was announced")
                 }
-                Event::Delivered(_) | Event::Disturbed(_) => {}
+                Event::Delivered(..) | Event::Disturbed(_) => {}
             }
         }
     });

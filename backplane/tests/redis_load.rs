@@ -48,7 +48,7 @@ impl Reader {
     async fn read(&mut self) {
         while self.seen.last().is_none_or(|text| text != LAST) {
             let is_next = match self.node.next().await {
-                Event::Delivered(Delivery::Positioned { previous, publication, epoch }) => {
+                Event::Delivered(_, Delivery::Positioned { previous, publication, epoch }) => {
                     let offset = publication.offset.expect("a positioned delivery");
                     if epoch == self.position.epoch && offset <= self.position.offset {
                         continue;
@@ -60,7 +60,7 @@ impl Reader {
                     }
                     is_next
                 }
-                Event::Delivered(_) => continue,
+                Event::Delivered(..) => continue,
                 Event::Disturbed(_) => false,
             };
             if !is_next {

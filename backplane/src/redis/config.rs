@@ -35,9 +35,9 @@ impl fmt::Display for Address {
 pub enum Topology {
     /// One server.
     Standalone(Address),
-    /// A primary and replicas, watched by Sentinels.
+    /// A primary and replicas, watched by Sentinels. Encryption is for all of them or for none.
     Sentinel {
-        /// Some or all of the Sentinels.
+        /// Some or all of the Sentinels; the others are found.
         sentinels: Vec<Address>,
         /// The name under which they watch the primary.
         primary: String,
@@ -46,7 +46,8 @@ pub enum Topology {
         /// Password for the Sentinels themselves. Never shown by `Debug`.
         password: Option<String>,
     },
-    /// A Redis Cluster: some of its nodes, the others are found.
+    /// A Redis Cluster, version 7 or newer: some of its nodes, the others are found. With encryption they are addressed by
+    /// the host names that they announce, if they do, since that is what certificates name.
     Cluster(Vec<Address>),
 }
 
@@ -102,10 +103,10 @@ pub struct RedisConfig {
     pub database: u8,
     /// Beginning of every key and pub/sub name, of `[A-Za-z0-9_.:-]`. `ek` by default.
     pub prefix: String,
-    /// Connections for commands. A channel always uses the same one, so that concurrent publishes to it keep their
+    /// Connections for commands, to each primary. A channel always uses the same one, so that concurrent publishes to it keep their
     /// order. 2 by default: one carries about 40,000 publishes per second, a second one spares large answers' neighbours.
     pub connections: usize,
-    /// Connections for deliveries, over which channels are spread. 1 by default: one carries more than Redis publishes.
+    /// Connections for deliveries, to each primary, over which channels are spread. 1 by default: one carries more than Redis publishes.
     pub subscriber_connections: usize,
     /// How long a call may take before it fails with `Unavailable`. 2 s by default: a client's request has not timed out
     /// by then (5 s), so it gets an answer.
@@ -120,8 +121,8 @@ pub struct RedisConfig {
     /// Deliveries that may wait between a connection and the node's hub. When they are more, the oldest are lost and
     /// all channels are repaired from history. 131,072 by default: about a second at full speed.
     pub deliveries_waiting_max: usize,
-    /// How often each subscriber connection is tested. 1 s by default; together with `command_timeout` it bounds how long
-    /// a silent connection goes unnoticed.
+    /// How often each subscriber connection is tested, and Sentinels or the cluster are asked who is primary. 1 s by
+    /// default; together with `command_timeout` it bounds how long a silent connection goes unnoticed.
     pub liveness_interval: Duration,
     /// A node's presence entries are ignored when its lease was not renewed for this long. 30 s by default.
     pub lease_ttl: Duration,
@@ -185,6 +186,14 @@ impl RedisConfig {
                 return Some("durability: timeout must be at least 1 ms and below command_timeout".to_owned());
             }
         }
+        match &self.topology {
+            Topology::Sentinel { sentinels, .. } if sentinels.is_empty() => {
+                return Some("no Sentinel is given".to_owned());
+            }
+            Topology::Cluster(nodes) if nodes.is_empty() => return Some("no node of the cluster is given".to_owned()),
+            Topology::Cluster(_) if self.database != 0 => return Some("a cluster has no databases".to_owned()),
+            _ => {}
+        }
         // A renewal may fail once and be late once without the lease being lost.
         if self.lease_ttl < 3 * self.lease_interval {
             return Some("lease_ttl must be at least three times lease_interval".to_owned());
@@ -232,6 +241,13 @@ mod tests {
         assert!(replicated(0, 200).contains("replicas"));
         assert!(replicated(1, 0).contains("timeout") && replicated(1, 2000).contains("timeout"));
         assert_eq!(replicated(1, 200), "");
+        let cluster = || Topology::Cluster(vec![Address::new("a", 1)]);
+        assert!(
+            problem(RedisConfig { topology: cluster(), database: 1, ..RedisConfig::default() }).contains("databases")
+        );
+        assert_eq!(RedisConfig { topology: cluster(), ..RedisConfig::default() }.problem(), None);
+        let topology = Topology::Cluster(Vec::new());
+        assert!(problem(RedisConfig { topology, ..RedisConfig::default() }).contains("cluster"));
         assert!(problem(RedisConfig { lease_ttl, ..RedisConfig::default() }).contains("lease_ttl"));
     }
 }

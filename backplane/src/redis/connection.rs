@@ -1,6 +1,5 @@
-//! Connections for commands, scripts on them, and what errors mean.
+//! Connections to servers, and what their answers and errors mean.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -8,18 +7,18 @@ use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike;
-use fred::types::config::{ClusterDiscoveryPolicy, Config, Options, ReconnectError, Server, ServerConfig};
+use fred::types::config::{Config, Options, ReconnectError, Server, ServerConfig, TlsConfig};
 use fred::types::{Builder, ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
-use tokio::sync::Semaphore;
 
 use super::config::{Address, RedisConfig, Topology};
-use super::status::{Health, Link, Watches};
+use super::status::Health;
+use super::tls::tls_config;
 use crate::BackplaneError;
 
 /// A Lua script with its digest.
 pub(super) struct Script {
-    text: &'static str,
-    digest: LazyLock<String>,
+    pub(super) text: &'static str,
+    pub(super) digest: LazyLock<String>,
 }
 
 impl Script {
@@ -36,33 +35,20 @@ macro_rules! script {
 }
 pub(super) use script;
 
-fn server_config(topology: &Topology) -> ServerConfig {
-    let server = |address: &Address| Server::new(address.host.as_str(), address.port);
-    match topology {
-        Topology::Standalone(address) => ServerConfig::Centralized { server: server(address) },
-        Topology::Sentinel { sentinels, primary, username, password } => ServerConfig::Sentinel {
-            hosts: sentinels.iter().map(server).collect(),
-            service_name: primary.clone(),
-            username: username.clone(),
-            password: password.clone(),
-        },
-        Topology::Cluster(nodes) => ServerConfig::Clustered {
-            hosts: nodes.iter().map(server).collect(),
-            policy: ClusterDiscoveryPolicy::default(),
-        },
-    }
-}
-
 /// The settings shared by every connection. They answer traps of the client library: RESP3, so that any command is legal
 /// on a subscriber connection; one attempt per command, because a publish must not be repeated behind our back; a
 /// bounded wait for answers; no limit of its own on waiting commands (it leaks its counter after an overflow).
-fn builder(config: &RedisConfig) -> Builder {
+fn builder(access: &Access, address: &Address, gives_up: bool) -> Builder {
+    let config = &*access.config;
     let mut builder = Builder::from_config(Config {
-        server: server_config(&config.topology),
+        // Always one server: which one is found out here, for all topologies alike.
+        server: ServerConfig::Centralized { server: Server::new(address.host.as_str(), address.port) },
         username: config.username.clone(),
         password: config.password.clone(),
         database: (config.database != 0).then_some(config.database),
         version: RespVersion::RESP3,
+        tls: access.tls.clone(),
+        fail_fast: gives_up,
         ..Config::default()
     });
     let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
@@ -87,7 +73,7 @@ fn builder(config: &RedisConfig) -> Builder {
         })
         .with_performance_config(|performance| {
             performance.default_command_timeout = timeout;
-            performance.broadcast_channel_capacity = config.deliveries_waiting_max;
+            performance.broadcast_channel_capacity = access.events_waiting;
         })
         // 0 attempts: for ever. The jitter keeps the nodes of a fleet from returning all at once.
         .set_policy(fred::types::config::ReconnectPolicy::Exponential {
@@ -108,115 +94,61 @@ pub(super) fn fail_fast(client: &Client) -> FailFast {
     client.with_options(&Options { fail_fast: true, max_attempts: Some(1), ..Options::default() })
 }
 
-/// The connections for commands.
-pub(super) struct Commands {
-    connections: Vec<(Connection, Arc<Link>)>,
-    permits: Semaphore,
-    timeout: Duration,
-    health: Arc<Health>,
+/// Everything that is needed to connect to a server of known address.
+#[derive(Clone)]
+pub(super) struct Access {
+    pub(super) config: Arc<RedisConfig>,
+    /// What all connections have done.
+    pub(super) health: Arc<Health>,
+    tls: Option<TlsConfig>,
+    /// Messages and other events that may wait for whoever takes them. Every connection has the room for them from the
+    /// start, so only those for deliveries have much.
+    events_waiting: usize,
 }
 
-impl Commands {
-    /// Connects, and fails when the first attempt does.
-    pub(super) async fn connect(config: &RedisConfig, health: Arc<Health>) -> Result<Self, BackplaneError> {
-        let mut commands = Self {
-            connections: Vec::new(),
-            permits: Semaphore::new(config.in_flight_max.min(Semaphore::MAX_PERMITS)),
-            timeout: config.command_timeout,
-            health,
-        };
-        for _ in 0..config.connections {
-            let link = Arc::new(Link::new(Arc::clone(&commands.health), "commands"));
-            commands.connections.push((connect(config).await?, link));
+impl Access {
+    pub(super) fn new(config: &RedisConfig) -> Result<Self, BackplaneError> {
+        let tls = config.tls.as_ref().map(tls_config).transpose()?;
+        Ok(Self { config: Arc::new(config.clone()), health: Arc::default(), tls, events_waiting: 16 })
+    }
+
+    /// The same for connections that have subscriptions.
+    pub(super) fn for_deliveries(&self) -> Self {
+        Self { events_waiting: self.config.deliveries_waiting_max, ..self.clone() }
+    }
+
+    /// The same to the Sentinels, which have users of their own and no databases.
+    pub(super) fn for_sentinels(&self) -> Self {
+        let mut config = RedisConfig { database: 0, ..(*self.config).clone() };
+        if let Topology::Sentinel { username, password, .. } = &self.config.topology {
+            (config.username, config.password) = (username.clone(), password.clone());
         }
-        Ok(commands)
+        Self { config: Arc::new(config), ..self.clone() }
     }
 
-    /// Starts to look after the connections.
-    pub(super) fn watch(&self, interval: Duration) -> Watches {
-        Watches::start(self.connections.iter().map(|(connection, link)| (&connection.client, link)), interval)
-    }
-
-    /// Runs a command. Everything that is called with one `route` goes over one connection, in order.
-    pub(super) async fn call(
-        &self,
-        route: &str,
-        command: &'static str,
-        arguments: Vec<Value>,
-    ) -> Result<Value, BackplaneError> {
-        let (client, link) = self.client(route);
-        self.within_limits(link, send(client, command, arguments)).await
-    }
-
-    /// Runs a script on the keys; loads it where the server does not know it.
-    pub(super) async fn script(
-        &self,
-        script: &'static Script,
-        keys: Vec<String>,
-        arguments: Vec<Value>,
-    ) -> Result<Value, BackplaneError> {
-        let (client, link) = self.client(keys.first().map_or("", String::as_str));
-        let count = i64::try_from(keys.len()).expect("a script has a few keys");
-        let compose = |program: &str| {
-            let mut all = vec![Value::from(program), Value::from(count)];
-            all.extend(keys.iter().map(|key| Value::from(key.as_str())));
-            all.extend(arguments.iter().cloned());
-            all
+    /// One more connection, connected.
+    pub(super) async fn connect(&self, address: &Address) -> Result<Connection, BackplaneError> {
+        let connect_timeout = self.config.connect_timeout;
+        let client = builder(self, address, true).build().map_err(unavailable_or_refused)?;
+        let connected = tokio::time::timeout(2 * connect_timeout, client.init()).await;
+        let problem = match connected {
+            Ok(Ok(task)) => return Ok(Connection { commands: fail_fast(&client), client, task }),
+            Ok(Err(error)) => unavailable_or_refused(error),
+            Err(_) => BackplaneError::Unavailable("redis did not answer in time".to_owned()),
         };
-        self.within_limits(link, async {
-            match send(client, "EVALSHA", compose(&script.digest)).await {
-                // The server has not run it, so that running it now is no repetition. EVAL also loads it.
-                Err(error) if error.details().starts_with("NOSCRIPT") => {
-                    send(client, "EVAL", compose(script.text)).await
-                }
-                result => result,
-            }
+        // Otherwise it would go on trying in the background.
+        let _ = tokio::time::timeout(connect_timeout, client.quit()).await;
+        Err(match problem {
+            BackplaneError::Unavailable(why) => BackplaneError::Unavailable(format!("redis at {address}: {why}")),
+            BackplaneError::Protocol(why) => BackplaneError::Protocol(format!("redis at {address}: {why}")),
         })
-        .await
     }
 
-    /// Ends the connections.
-    pub(super) async fn close(&self) {
-        for (connection, _) in &self.connections {
-            // Nothing is left to do for a connection that cannot be told goodbye.
-            let _ = tokio::time::timeout(self.timeout, connection.client.quit()).await;
-        }
-    }
-
-    fn client(&self, route: &str) -> (&FailFast, &Link) {
-        let mut hasher = DefaultHasher::new();
-        route.hash(&mut hasher);
-        let index = hasher.finish() % self.connections.len() as u64;
-        let (connection, link) = &self.connections[index as usize];
-        (&connection.commands, link)
-    }
-
-    async fn within_limits(
-        &self,
-        link: &Link,
-        call: impl Future<Output = Result<Value, Error>>,
-    ) -> Result<Value, BackplaneError> {
-        let limited = async {
-            let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-            let result = call.await;
-            let is_timeout = result.as_ref().is_err_and(|error| *error.kind() == ErrorKind::Timeout);
-            (result.map_err(unavailable_or_refused), is_timeout)
-        };
-        let under_way = self.health.begin();
-        match tokio::time::timeout(self.timeout, limited).await {
-            Ok((Ok(value), _)) => {
-                link.answered();
-                Ok(value)
-            }
-            Ok((Err(error), is_timeout)) => {
-                under_way.failed(is_timeout);
-                Err(error)
-            }
-            Err(_) => {
-                under_way.failed(true);
-                Err(BackplaneError::Unavailable("redis did not answer in time".to_owned()))
-            }
-        }
+    /// One more connection, which is made in the background, however long it takes.
+    pub(super) fn connect_later(&self, address: &Address) -> Connection {
+        let client = builder(self, address, false).build().expect("the same settings have led to connections before");
+        let task = client.connect();
+        Connection { commands: fail_fast(&client), client, task }
     }
 }
 
@@ -229,6 +161,13 @@ pub(super) struct Connection {
     task: ConnectHandle,
 }
 
+impl Connection {
+    pub(super) async fn close(&self, timeout: Duration) {
+        // Nothing is left to do for a connection that cannot be told goodbye.
+        let _ = tokio::time::timeout(timeout, self.client.quit()).await;
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         // The client library's task does not end with its clients.
@@ -236,29 +175,18 @@ impl Drop for Connection {
     }
 }
 
-/// One more connection, connected.
-pub(super) async fn connect(config: &RedisConfig) -> Result<Connection, BackplaneError> {
-    let client = builder(config).build().map_err(unavailable_or_refused)?;
-    let connected = tokio::time::timeout(2 * config.connect_timeout, client.init()).await;
-    let problem = match connected {
-        Ok(Ok(task)) => return Ok(Connection { commands: fail_fast(&client), client, task }),
-        Ok(Err(error)) => unavailable_or_refused(error),
-        Err(_) => BackplaneError::Unavailable("redis did not answer in time".to_owned()),
-    };
-    // Otherwise it would go on trying in the background.
-    let _ = tokio::time::timeout(config.connect_timeout, client.quit()).await;
-    Err(match problem {
-        BackplaneError::Unavailable(why) => {
-            BackplaneError::Unavailable(format!("redis at {:?}: {why}", config.topology))
-        }
-        refused @ BackplaneError::Protocol(_) => refused,
-    })
+pub(super) async fn send(client: &FailFast, command: &'static str, arguments: Vec<Value>) -> Result<Value, Error> {
+    // No key has to be found in it: the connection is that of the right server already.
+    client.custom(CustomCommand::new_static(command, ClusterHash::Random, false), arguments).await
 }
 
-pub(super) async fn send(client: &FailFast, command: &'static str, arguments: Vec<Value>) -> Result<Value, Error> {
-    // Scripts name their first key third; of other commands the first argument decides. No effect on a single server.
-    let route = if command.starts_with("EVAL") { ClusterHash::Offset(2) } else { ClusterHash::FirstKey };
-    client.custom(CustomCommand::new_static(command, route, false), arguments).await
+/// Sends a command to a server that is taking its slot over.
+pub(super) async fn send_asking(client: &Client, command: &'static str, arguments: Vec<Value>) -> Result<Value, Error> {
+    let pipeline = client.pipeline();
+    let _: Value =
+        pipeline.custom(CustomCommand::new_static("ASKING", ClusterHash::Random, false), Vec::<Value>::new()).await?;
+    let _: Value = pipeline.custom(CustomCommand::new_static(command, ClusterHash::Random, false), arguments).await?;
+    pipeline.last().await
 }
 
 /// Beginnings of error replies that say "not now": another server or a later attempt can do it.
@@ -268,6 +196,8 @@ const TEMPORARY: &[&str] = &[
     "MASTERDOWN",
     "CLUSTERDOWN",
     "TRYAGAIN",
+    "MOVED",
+    "ASK",
     "BUSY",
     "UNKILLABLE",
     "OOM",
@@ -286,8 +216,15 @@ pub(super) fn unavailable_or_refused(error: Error) -> BackplaneError {
     let is_reply = code.len() > 1 && code.bytes().all(|byte| byte.is_ascii_uppercase());
     let is_setting = matches!(
         error.kind(),
-        ErrorKind::Config | ErrorKind::Auth | ErrorKind::Url | ErrorKind::InvalidArgument | ErrorKind::InvalidCommand
+        ErrorKind::Config
+            | ErrorKind::Auth
+            | ErrorKind::Url
+            | ErrorKind::Tls
+            | ErrorKind::InvalidArgument
+            | ErrorKind::InvalidCommand
     );
+    // The way in which the TLS library says that it does not trust the other side, or is not trusted.
+    let is_setting = is_setting || details.contains("InvalidCertificate(") || details.contains("AlertReceived(");
     if !is_temporary && (is_reply || is_setting) {
         BackplaneError::Protocol(details.to_owned())
     } else {
@@ -343,6 +280,9 @@ mod tests {
         };
         assert!(refused(ErrorKind::Unknown, "NOPERM this user has no permissions to run the 'info' command"));
         assert!(refused(ErrorKind::Unknown, "ERR unknown command"));
+        let untrusted = "Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }";
+        assert!(refused(ErrorKind::IO, untrusted));
+        assert!(!refused(ErrorKind::Unknown, "MOVED 3999 127.0.0.1:6381"));
         assert!(refused(ErrorKind::Auth, "WRONGPASS invalid username-password pair or user is disabled."));
         assert!(!refused(ErrorKind::Unknown, "LOADING Redis is loading the dataset in memory"));
         assert!(!refused(ErrorKind::Unknown, "OOM command not allowed when used memory > 'maxmemory'."));

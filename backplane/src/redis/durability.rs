@@ -20,21 +20,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use fred::error::Error;
 use fred::interfaces::ClientLike;
-use fred::types::{ClusterHash, CustomCommand, Value};
-use fred::util::redis_keyslot;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::config::{Durability, RedisConfig};
-use super::connection::{Connection, connect, number, text, unavailable_or_refused};
+use super::commands::Commands;
+use super::config::{Address, Durability};
+use super::connection::{number, send, text, unavailable_or_refused};
 use super::keys::ChannelKeys;
-use super::status::{Health, Link, Watches};
+use super::layout::slot_of;
+use super::servers::{Lane, Servers};
+use super::status::Health;
 use super::{lineage_of, millis};
 use crate::BackplaneError;
 
 const MARK: &str = include_str!("mark.lua");
+
+/// What the connections are for, in the log.
+const PURPOSE: &str = "replication";
 
 /// Nobody reads a marker.
 const MARKER_TTL: Duration = Duration::from_secs(1);
@@ -43,8 +46,9 @@ type Answer<T> = Result<T, BackplaneError>;
 
 /// Waits for replicas.
 pub(super) struct Replication {
-    connection: Connection,
-    link: Arc<Link>,
+    servers: Arc<Servers>,
+    /// One connection to each primary.
+    lanes: Mutex<HashMap<Address, Arc<Lane>>>,
     health: Arc<Health>,
     replicas: u32,
     timeout: Duration,
@@ -64,30 +68,49 @@ struct Queue {
 }
 
 impl Replication {
-    /// `None` where the settings ask for no replicas. Fails if `WAIT` is not allowed, not for lack of replicas.
-    pub(super) async fn connect(
-        config: &RedisConfig,
-        health: &Arc<Health>,
-        probed: &ChannelKeys,
-    ) -> Answer<Option<Arc<Self>>> {
+    /// `None` where the settings ask for no replicas. Fails if `WAIT` is not allowed, not for lack of replicas. `probed` are
+    /// keys on every primary.
+    pub(super) async fn connect(commands: &Commands, probed: &[ChannelKeys]) -> Answer<Option<Arc<Self>>> {
+        let servers = Arc::clone(commands.servers());
+        let config = Arc::clone(&servers.access().config);
         let Durability::Replicated { replicas, timeout } = config.durability else { return Ok(None) };
+        let mut lanes = HashMap::new();
+        for primary in &servers.now().layout.primaries {
+            let connection = servers.access().connect(&primary.address).await?;
+            lanes.insert(primary.address.clone(), Arc::new(Lane::new(connection, servers.access(), PURPOSE)));
+        }
         let replication = Self {
-            connection: connect(config).await?,
-            link: Arc::new(Link::new(Arc::clone(health), "replication")),
-            health: Arc::clone(health),
+            servers,
+            lanes: Mutex::new(lanes),
+            health: Arc::clone(commands.health()),
             replicas,
             timeout,
             command_timeout: config.command_timeout,
             queues: Mutex::default(),
             too_few: AtomicBool::new(false),
         };
-        replication.wait(&probed.marker(), 0).await?;
+        for keys in probed {
+            replication.wait(&keys.marker(), 0).await?;
+        }
         Ok(Some(Arc::new(replication)))
     }
 
-    /// Starts to look after the connection.
-    pub(super) fn watch(&self, interval: Duration) -> Watches {
-        Watches::start([(&self.connection.client, &self.link)].into_iter(), interval)
+    /// The connection to the primary that has this slot now, made if there is none yet.
+    async fn lane(&self, slot: u16) -> Answer<Arc<Lane>> {
+        let serving = self.servers.now();
+        let address = &serving.owner(slot)?.address;
+        if let Some(lane) = self.lanes.lock().get(address) {
+            return Ok(Arc::clone(lane));
+        }
+        let access = self.servers.access();
+        let lane = Arc::new(Lane::new(access.connect_later(address), access, PURPOSE));
+        {
+            let mut lanes = self.lanes.lock();
+            lanes.retain(|known, _| serving.servers.iter().any(|server| server.address == *known));
+            lanes.insert(address.clone(), Arc::clone(&lane));
+        }
+        lane.client().wait_for_connect().await.map_err(unavailable_or_refused)?;
+        Ok(lane)
     }
 
     /// Returns when enough replicas have what the server with this replication id has written to the channel so far.
@@ -175,22 +198,18 @@ impl Replication {
     /// How many replicas have a marker that is written now, and the replication id of its data set; `None` if that has
     /// changed in between.
     async fn wait(&self, marker: &str, replicas: u32) -> Answer<(u64, Option<String>)> {
-        let slot = ClusterHash::Custom(redis_keyslot(marker.as_bytes()));
+        let lane = self.lane(slot_of(marker)).await?;
         // First polled in this order, hence sent and carried out in it.
         let (written_to, have_it, info) = futures_util::join!(
-            self.send("EVAL", &slot, vec![MARK.into(), 1.into(), marker.into(), millis(MARKER_TTL)]),
-            self.send("WAIT", &slot, vec![i64::from(replicas).into(), millis(self.timeout)]),
-            self.send("INFO", &slot, vec!["replication".into()]),
+            send(lane.commands(), "EVAL", vec![MARK.into(), 1.into(), marker.into(), millis(MARKER_TTL)]),
+            send(lane.commands(), "WAIT", vec![i64::from(replicas).into(), millis(self.timeout)]),
+            send(lane.commands(), "INFO", vec!["replication".into()]),
         );
         let written_to = text(written_to.map_err(unavailable_or_refused)?)?;
         let have_it = number(&have_it.map_err(unavailable_or_refused)?)?;
         let is_still = lineage_of(&text(info.map_err(unavailable_or_refused)?)?)? == written_to;
-        self.link.answered();
+        lane.link.answered();
         Ok((have_it, is_still.then_some(written_to)))
-    }
-
-    async fn send(&self, command: &'static str, slot: &ClusterHash, arguments: Vec<Value>) -> Result<Value, Error> {
-        self.connection.commands.custom(CustomCommand::new_static(command, slot.clone(), false), arguments).await
     }
 
     fn too_few_in_time(&self) -> BackplaneError {

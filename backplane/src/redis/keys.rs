@@ -92,6 +92,12 @@ impl Keys {
         format!("{}:r:{{{name}}}:t", self.prefix)
     }
 
+    /// The keys of a channel that no client can use, another one for each number: a percent sign followed by a hyphen is
+    /// not in the encoding of any name.
+    pub(super) fn probe(&self, number: u32) -> ChannelKeys {
+        ChannelKeys { stem: format!("{}:{{%-{number}}}:", self.prefix) }
+    }
+
     /// The table of leases that may have presence entries.
     pub fn leases(&self) -> String {
         format!("{}:leases", self.prefix)

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use fred::types::Value;
 use uuid::Uuid;
 
-use super::connection::{Commands, Script, blob, list, number, script, text};
+use super::commands::Commands;
+use super::connection::{Script, blob, list, number, script, text};
 use super::keys::Keys;
 use super::{RedisBackplane, array, millis};
 use crate::members::{check_lease_name, check_report};

@@ -8,10 +8,22 @@
 //! value taken from the clock, above everything that can have been given before. So no pair of epoch and offset is ever
 //! given twice, clients that saw lost publications are told so, and all others recover.
 //!
+//! # One server, Sentinel, Cluster
+//! The primaries are found and followed here, and each connection is to one of them; see [`Topology`]. With Sentinel the
+//! primary is the one of the latest failover that any Sentinel knows of. In a cluster a channel belongs to the primary
+//! that owns the slot of its hash tag, by the claim with the highest configuration epoch that any node knows of; calls
+//! follow a slot that moves, and deliveries come by sharded pub/sub. Who is primary is looked up every
+//! [`RedisConfig::liveness_interval`] and whenever something fails. Deliveries whose server has changed are made anew and
+//! the sink is told [`Disturbance::All`](crate::Disturbance::All), also when a server became a replica and answers on.
+//!
+//! Nothing is sent a second time but what a server has said that it did not carry out; the calls of a channel keep their
+//! order then too. While a slot with keys is under way, calls that touch several keys wait for it.
+//!
 //! # What Redis must allow
-//! The user needs the keys and pub/sub names below the prefix and the commands of [`ACL_COMMANDS`]; `+info` is there for
-//! the replication id. [`acl_line`] writes the whole rule. [`RedisBackplane::connect`] tries it out and fails with that
-//! line when something is missing.
+//! The user needs the keys and pub/sub names below the prefix and the commands of [`ACL_COMMANDS`], on every server that
+//! may become a primary; `+info` is there for the replication id. [`acl_line`] writes the whole rule.
+//! [`RedisBackplane::connect`] tries it out on every primary and fails with that line when something is missing. The user
+//! of the Sentinels, who may be another one, needs no keys and the commands of [`SENTINEL_ACL_COMMANDS`].
 //!
 //! # When Redis is away
 //! Calls fail at once with [`BackplaneError::Unavailable`] while there is no connection, and after
@@ -27,37 +39,44 @@
 //! many replicas have it; where that is not certain it fails with [`BackplaneError::Unavailable`] and a text that says
 //! so, though it may have been stored and delivered.
 
+mod commands;
 mod config;
 mod connection;
+mod deliveries;
+mod discovery;
 mod durability;
 pub mod keys;
+mod layout;
 mod members;
+mod order;
 mod presence;
 mod record;
+mod servers;
 mod sessions;
 mod status;
 mod subscriber;
+mod tls;
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fred::types::Value;
-use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rand::Rng;
 use tokio::task::JoinHandle;
 
+use commands::Commands;
 pub use config::{Address, Durability, RedisConfig, RedisTls, Topology};
-use connection::{Commands, Script, blob, list, number, script, text, unexpected};
+use connection::{Script, blob, list, number, script, text, unexpected};
+use deliveries::Deliveries;
 use durability::Replication;
-use keys::Keys;
+use keys::{ChannelKeys, Keys};
+use layout::{Layout, SLOTS, slot_of};
 use presence::Presence;
 use record::{Record, decode, encode_presence, encode_publication};
-use status::{Health, Watches};
-use subscriber::{SinkCell, Subscriber, UNPOSITIONED};
+use subscriber::{SinkCell, UNPOSITIONED};
 
 use crate::coverage::{Evidence, covered};
 use crate::{
@@ -71,9 +90,13 @@ static PUBLISH_ONCE: Script = script!("publish_once.lua");
 static READ: Script = script!("read.lua");
 
 /// What the user of the backplane may do, in the words of `ACL SETUSER`.
-pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +wait +client|id +eval +evalsha +publish \
-    +subscribe +unsubscribe +get +set +del +exists +pexpire +time +hget +hmget +hset +hdel +hkeys +hvals +hgetall \
-    +xadd +xrange +xrevrange +sadd +srem +srandmember +zadd +zrange +zrem +zcard +pttl";
+pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +role +wait +client|id +eval +evalsha \
+    +publish +spublish +subscribe +unsubscribe +ssubscribe +sunsubscribe +cluster|nodes +asking +get +set +del +exists \
+    +pexpire +pttl +time +hget +hmget +hset +hdel +hkeys +hvals +hgetall +xadd +xrange +xrevrange +sadd +srem \
+    +srandmember +zadd +zrange +zrem +zcard";
+
+/// What the user of the Sentinels may do ([`Topology::Sentinel`]), in the words of `ACL SETUSER`.
+pub const SENTINEL_ACL_COMMANDS: &str = "-@all +auth +hello +ping +client|id +sentinel|master +sentinel|sentinels";
 
 /// Letters in an epoch: 52^10 is about 2^57, so that no stream meets the epoch of an earlier one.
 const EPOCH_LETTERS: usize = 10;
@@ -86,16 +109,14 @@ pub fn acl_line(user: &str, prefix: &str) -> String {
     format!("ACL SETUSER {user} on resetkeys ~{prefix}:* resetchannels &{prefix}:* {ACL_COMMANDS}")
 }
 
-/// A backplane on one Redis server. Lives in a tokio runtime; dropping it ends its connections and tasks, but the
+/// A backplane on Redis. Lives in a tokio runtime; dropping it ends its connections and tasks, but the
 /// presence entries of this node only with its lease: see [`close`](Self::close).
 pub struct RedisBackplane {
-    health: Arc<Health>,
     commands: Arc<Commands>,
     replication: Option<Arc<Replication>>,
-    watches: Vec<Watches>,
     keys: Keys,
     sink: SinkCell,
-    subscribers: Vec<Subscriber>,
+    deliveries: Deliveries,
     presence: Arc<Presence>,
     maintenance: JoinHandle<()>,
     address: String,
@@ -116,22 +137,20 @@ impl RedisBackplane {
                 "redis settings: prefix must be made of [A-Za-z0-9_.:-] and not be empty".to_owned(),
             )
         })?;
-        let health = Arc::new(Health::default());
-        let commands = Arc::new(Commands::connect(config, Arc::clone(&health)).await?);
         let explain = |error| explain(error, config);
+        let connected = Commands::connect(config).await;
+        // The rule for a server would not help the user of a Sentinel.
+        let is_watched = matches!(config.topology, Topology::Sentinel { .. });
+        let commands = Arc::new(if is_watched { connected? } else { connected.map_err(explain)? });
         probe(&commands, &keys).await.map_err(explain)?;
-        let replication = Replication::connect(config, &health, &keys.channel("")).await.map_err(explain)?;
+        let replication = Replication::connect(&commands, &probed(&commands.servers().now().layout, &keys)).await;
+        let replication = replication.map_err(explain)?;
         let sink: SinkCell = Arc::new(OnceLock::new());
-        let subscribers = (0..config.subscriber_connections)
-            .map(|_| Subscriber::connect(config, &keys, Arc::clone(&sink), Arc::clone(&health)))
-            .collect::<Vec<_>>();
-        let subscribers = try_join_all(subscribers).await.map_err(explain)?;
+        let deliveries = Deliveries::connect(&commands, &keys, Arc::clone(&sink)).await.map_err(explain)?;
         let presence = Presence::register(Arc::clone(&commands), keys.clone(), config).await.map_err(explain)?;
         let maintenance = tokio::spawn(presence::maintain(Arc::downgrade(&presence), config.lease_interval));
-        let mut watches = vec![commands.watch(config.liveness_interval)];
-        watches.extend(replication.as_ref().map(|replication| replication.watch(config.liveness_interval)));
         let address = format!("{:?}", config.topology);
-        Ok(Self { health, commands, replication, watches, keys, sink, subscribers, presence, maintenance, address })
+        Ok(Self { commands, replication, keys, sink, deliveries, presence, maintenance, address })
     }
 
     /// Gives the presence lease up, so that nobody waits for its end, and closes the connections for commands. Calls fail
@@ -141,8 +160,7 @@ impl RedisBackplane {
     /// When the lease could not be given up; it ends by itself then.
     pub async fn close(&self) -> Result<(), BackplaneError> {
         self.maintenance.abort();
-        self.watches.iter().for_each(Watches::end);
-        self.health.close();
+        self.commands.health().close();
         let released = self.presence.release().await;
         self.commands.close().await;
         released
@@ -162,7 +180,7 @@ impl RedisBackplane {
                 self.fan_out(&keys.pubsub(), record).await?;
                 return Ok(Published { position: None, outcome: PublishOutcome::Published });
             };
-            let arguments = vec![unpositioned(record), millis(IDEMPOTENCY_TTL), "PUBLISH".into()];
+            let arguments = vec![unpositioned(record), millis(IDEMPOTENCY_TTL), self.commands.publish_command().into()];
             let answer = self.commands.script(&PUBLISH_ONCE, vec![keys.pubsub(), result_key], arguments).await?;
             return published(array(answer)?);
         };
@@ -179,7 +197,7 @@ impl RedisBackplane {
             format!("{:020}", options.version).into(),
             options.version_epoch.into(),
             millis(IDEMPOTENCY_TTL),
-            "PUBLISH".into(),
+            self.commands.publish_command().into(),
         ];
         let [outcome, at, epoch, lineage] = array(self.commands.script(&PUBLISH, names, arguments).await?)?;
         if let Some(replication) = &self.replication {
@@ -190,7 +208,7 @@ impl RedisBackplane {
     }
 
     async fn fan_out(&self, name: &str, record: Vec<u8>) -> Result<(), BackplaneError> {
-        self.commands.call(name, "PUBLISH", vec![name.into(), unpositioned(record)]).await?;
+        self.commands.call(name, self.commands.publish_command(), vec![name.into(), unpositioned(record)]).await?;
         Ok(())
     }
 
@@ -228,19 +246,6 @@ impl RedisBackplane {
         let covered = !query.reverse && since.is_some_and(|since| covered(since, &top, evidence));
         Ok(HistoryPage { top, publications, covered })
     }
-
-    async fn change_subscriptions(&self, channels: &[ChannelName], subscribe: bool) -> Result<(), BackplaneError> {
-        let mut shares: Vec<Vec<ChannelName>> = vec![Vec::new(); self.subscribers.len()];
-        for channel in channels {
-            let mut hasher = DefaultHasher::new();
-            channel.hash(&mut hasher);
-            let share = (hasher.finish() % self.subscribers.len() as u64) as usize;
-            shares[share].push(channel.clone());
-        }
-        let changes = self.subscribers.iter().zip(shares).filter(|(_, share)| !share.is_empty());
-        try_join_all(changes.map(|(subscriber, share)| subscriber.change(share, subscribe))).await?;
-        Ok(())
-    }
 }
 
 impl Drop for RedisBackplane {
@@ -255,12 +260,16 @@ impl fmt::Debug for RedisBackplane {
     }
 }
 
-/// The replication id of the server's data set.
+/// The replication ids of the data sets of all primaries.
 async fn lineage(commands: &Commands) -> Result<String, BackplaneError> {
-    lineage_of(&text(commands.call("", "INFO", vec!["replication".into()]).await?)?)
+    let mut lineages = Vec::new();
+    for info in commands.call_all("INFO", vec!["replication".into()]).await? {
+        lineages.push(lineage_of(&text(info)?)?);
+    }
+    Ok(lineages.join(" "))
 }
 
-/// The same from what `INFO replication` says.
+/// The same of one server, from what `INFO replication` says.
 fn lineage_of(info: &str) -> Result<String, BackplaneError> {
     let line = info.lines().find_map(|line| line.strip_prefix("master_replid:"));
     line.map(str::to_owned).ok_or_else(|| {
@@ -270,30 +279,46 @@ fn lineage_of(info: &str) -> Result<String, BackplaneError> {
     })
 }
 
-/// Does once what will be done all the time, on a channel that no client can use.
+/// Does once on every primary what will be done all the time, in a channel that no client can use.
 async fn probe(commands: &Commands, keys: &Keys) -> Result<(), BackplaneError> {
     const BRIEFLY: Duration = Duration::from_secs(1);
     lineage(commands).await?;
-    let (all, keys) = (keys, keys.channel(""));
-    let record = encode_publication(&NewPublication::default());
-    let arguments = vec![
-        Bytes::from(record).into(),
-        count(1),
-        millis(BRIEFLY),
-        random_epoch().into(),
-        0.into(),
-        millis(BRIEFLY),
-        format!("{:020}", 0).into(),
-        "".into(),
-        millis(BRIEFLY),
-        "PUBLISH".into(),
-    ];
-    let names = vec![keys.meta(), keys.stream(), keys.pubsub(), keys.idempotency("probe")];
-    commands.script(&PUBLISH, names, arguments).await?;
-    let arguments = vec![random_epoch().into(), millis(BRIEFLY), "0".into(), "".into(), "1".into(), "0".into()];
-    commands.script(&READ, vec![keys.meta(), keys.stream()], arguments).await?;
-    members::probe(commands, all).await?;
-    sessions::probe(commands, all).await
+    for keys in probed(&commands.servers().now().layout, keys) {
+        let record = encode_publication(&NewPublication::default());
+        let arguments = vec![
+            Bytes::from(record).into(),
+            count(1),
+            millis(BRIEFLY),
+            random_epoch().into(),
+            0.into(),
+            millis(BRIEFLY),
+            format!("{:020}", 0).into(),
+            "".into(),
+            millis(BRIEFLY),
+            commands.publish_command().into(),
+        ];
+        let names = vec![keys.meta(), keys.stream(), keys.pubsub(), keys.idempotency("probe")];
+        commands.script(&PUBLISH, names, arguments).await?;
+        let arguments = vec![random_epoch().into(), millis(BRIEFLY), "0".into(), "".into(), "1".into(), "0".into()];
+        commands.script(&READ, vec![keys.meta(), keys.stream()], arguments).await?;
+    }
+    members::probe(commands, keys).await?;
+    sessions::probe(commands, keys).await
+}
+
+/// Channels that no client can use, one in a slot of each primary.
+fn probed(layout: &Layout, keys: &Keys) -> Vec<ChannelKeys> {
+    let mut found: Vec<Option<ChannelKeys>> = vec![None; layout.primaries.len()];
+    // Each name is in another slot, so this is enough names for an owner of a few.
+    for keys in (0..u32::from(SLOTS)).map(|number| keys.probe(number)) {
+        if let Some(owner) = layout.owner(slot_of(&keys.meta())) {
+            found[owner].get_or_insert(keys);
+        }
+        if found.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    found.into_iter().flatten().collect()
 }
 
 /// Adds to a refusal for lack of permissions what would grant them.
@@ -386,11 +411,11 @@ impl Backplane for RedisBackplane {
     }
 
     fn subscribe<'a>(&'a self, channels: &'a [ChannelName]) -> BackplaneFuture<'a, ()> {
-        Box::pin(self.change_subscriptions(channels, true))
+        Box::pin(self.deliveries.change(channels, true))
     }
 
     fn unsubscribe<'a>(&'a self, channels: &'a [ChannelName]) -> BackplaneFuture<'a, ()> {
-        Box::pin(self.change_subscriptions(channels, false))
+        Box::pin(self.deliveries.change(channels, false))
     }
 
     fn history<'a>(
@@ -424,7 +449,7 @@ impl Backplane for RedisBackplane {
     }
 
     fn status(&self) -> Status {
-        self.health.status()
+        self.commands.health().status()
     }
 }
 

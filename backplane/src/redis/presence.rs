@@ -16,11 +16,13 @@ use bytes::Bytes;
 use fred::types::Value;
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
+use tokio::sync::MutexGuard;
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
+use super::commands::Commands;
 use super::config::RedisConfig;
-use super::connection::{Commands, Script, blob, list, number, script, text};
+use super::connection::{Script, blob, list, number, script, text};
 use super::keys::Keys;
 use super::lineage;
 use super::record::{Record, decode, encode_presence};
@@ -47,6 +49,7 @@ pub(super) struct Presence {
     commands: Arc<Commands>,
     keys: Keys,
     ttl: Duration,
+    timeout: Duration,
     name: String,
     local: Mutex<Local>,
     stripes: Vec<tokio::sync::Mutex<()>>,
@@ -75,6 +78,7 @@ impl Presence {
             commands,
             keys,
             ttl: config.lease_ttl,
+            timeout: config.command_timeout,
             name: config.node_name.clone(),
             local: Mutex::new(Local {
                 lease: Uuid::nil(),
@@ -90,7 +94,7 @@ impl Presence {
     }
 
     pub(super) async fn add(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<()> {
-        let _order = self.stripe(channel).lock().await;
+        let _order = self.stripe(channel).await?;
         let client = info.client;
         {
             let mut local = self.local.lock();
@@ -104,7 +108,7 @@ impl Presence {
     }
 
     pub(super) async fn remove(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
-        let _order = self.stripe(channel).lock().await;
+        let _order = self.stripe(channel).await?;
         let guard = Doubt { presence: self, channel, client, settled: false };
         self.erase(channel, client).await?;
         guard.settle();
@@ -137,10 +141,13 @@ impl Presence {
         Ok(PresenceStats { num_clients: count(members.len()), num_users: count(users.len()) })
     }
 
-    fn stripe(&self, channel: &ChannelName) -> &tokio::sync::Mutex<()> {
+    /// Waits for earlier changes of the channel by this node, but not for ever.
+    async fn stripe(&self, channel: &ChannelName) -> Answer<MutexGuard<'_, ()>> {
         let mut hasher = DefaultHasher::new();
         channel.hash(&mut hasher);
-        &self.stripes[(hasher.finish() % STRIPES as u64) as usize]
+        let stripe = &self.stripes[(hasher.finish() % STRIPES as u64) as usize];
+        let waited = tokio::time::timeout(self.timeout, stripe.lock()).await;
+        waited.map_err(|_| BackplaneError::Unavailable("earlier changes of presence are not done yet".to_owned()))
     }
 
     async fn is_alive(&self, lease: Uuid) -> Answer<bool> {
@@ -219,7 +226,7 @@ impl Presence {
             (std::mem::replace(&mut local.lease, lease), local.rooms.keys().cloned().collect())
         };
         for channel in channels {
-            let _order = self.stripe(&channel).lock().await;
+            let _order = self.stripe(&channel).await?;
             let infos: Option<Vec<_>> =
                 self.local.lock().rooms.get(&channel).map(|room| room.members.values().cloned().collect());
             if let Some(infos) = infos {
@@ -253,7 +260,7 @@ impl Presence {
         }
         let doubtful: Vec<_> = self.local.lock().doubtful.iter().cloned().collect();
         for (channel, client) in doubtful {
-            let _order = self.stripe(&channel).lock().await;
+            let _order = self.stripe(&channel).await?;
             // It may have been added again in the meantime.
             if self.local.lock().doubtful.contains(&(channel.clone(), client)) {
                 self.erase(&channel, client).await?;
@@ -284,7 +291,8 @@ impl Presence {
                 for channel in channels {
                     let channel = text(channel)?;
                     let keys = self.keys.channel(&channel);
-                    let arguments = vec![Bytes::copy_from_slice(lease.as_bytes()).into(), "PUBLISH".into()];
+                    let arguments =
+                        vec![Bytes::copy_from_slice(lease.as_bytes()).into(), self.commands.publish_command().into()];
                     let reaped = self.commands.script(&REAP, vec![keys.presence(), keys.pubsub()], arguments).await?;
                     tracing::debug!(%lease, channel, removed = number(&reaped)?, "presence of a dead node removed");
                     self.commands.call(&index, "SREM", vec![index.as_str().into(), channel.into()]).await?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fred::types::Value;
 
-use super::connection::{Commands, Script, blob, list, number, script, unexpected};
+use super::commands::Commands;
+use super::connection::{Script, blob, list, number, script, unexpected};
 use super::keys::{Keys, UserKeys};
 use super::{RedisBackplane, array, count, millis};
 use crate::sessions::check_session;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::error::Error;
-use fred::interfaces::{ClientLike, ClusterInterface, EventInterface};
+use fred::interfaces::EventInterface;
 use fred::types::Value;
-use fred::types::config::{Options, Server};
+use fred::types::config::Server;
 use parking_lot::Mutex;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -174,27 +174,26 @@ impl Link {
     }
 }
 
-/// Tasks that end with this.
-pub(super) struct Watches(Vec<JoinHandle<()>>);
-
-impl Watches {
-    /// Watches connections for commands, so that each one's link says at any time whether it works.
-    pub(super) fn start<'a>(links: impl Iterator<Item = (&'a Client, &'a Arc<Link>)>, interval: Duration) -> Self {
-        let watches = links.map(|(client, link)| {
-            let (client, link, errors) = (client.clone(), Arc::clone(link), client.error_rx());
-            tokio::spawn(watch(client, link, errors, interval))
-        });
-        Self(watches.collect())
-    }
-
-    pub(super) fn end(&self) {
-        self.0.iter().for_each(JoinHandle::abort);
+impl Drop for Link {
+    /// A connection that is not wanted any more does not count as one that does not work.
+    fn drop(&mut self) {
+        self.up();
     }
 }
 
-impl Drop for Watches {
+/// A task that ends with this.
+pub(super) struct Watch(JoinHandle<()>);
+
+impl Watch {
+    /// Watches a connection for commands, so that its link says at any time whether it works.
+    pub(super) fn start(client: &Client, link: &Arc<Link>, interval: Duration) -> Self {
+        Self(tokio::spawn(watch(client.clone(), Arc::clone(link), client.error_rx(), interval)))
+    }
+}
+
+impl Drop for Watch {
     fn drop(&mut self) {
-        self.end();
+        self.0.abort();
     }
 }
 
@@ -217,7 +216,7 @@ async fn watch(client: Client, link: Arc<Link>, mut errors: Receiver<(Error, Opt
                 if link.answered.swap(false, Relaxed) && is_up {
                     continue;
                 }
-                match probe(&client, &commands).await {
+                match probe(&commands).await {
                     Ok(()) => link.up(),
                     Err(why) => link.down(&why),
                 }
@@ -226,23 +225,8 @@ async fn watch(client: Client, link: Arc<Link>, mut errors: Receiver<(Error, Opt
     }
 }
 
-/// Whether the server can be used: on a cluster, every primary.
-async fn probe(client: &Client, commands: &FailFast) -> Result<(), BackplaneError> {
-    if !client.is_clustered() {
-        return probe_server(commands).await;
-    }
-    let primaries = client.cached_cluster_state().map(|state| state.unique_primary_nodes()).unwrap_or_default();
-    if primaries.is_empty() {
-        return Err(BackplaneError::Unavailable("no primary of the cluster is known".to_owned()));
-    }
-    let probes = primaries.into_iter().map(async |primary| {
-        let options = Options { cluster_node: Some(primary), ..commands.options().clone() };
-        probe_server(&client.with_options(&options)).await
-    });
-    futures_util::future::try_join_all(probes).await.map(|_| ())
-}
-
-async fn probe_server(commands: &FailFast) -> Result<(), BackplaneError> {
+/// Whether the server can be used.
+async fn probe(commands: &FailFast) -> Result<(), BackplaneError> {
     let info = send(commands, "INFO", vec![Value::from("replication")]).await;
     match info.map_err(unavailable_or_refused).and_then(text) {
         // It answers, but takes no writes; the connection is made anew when one is tried.

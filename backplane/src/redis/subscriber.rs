@@ -1,30 +1,35 @@
-//! Deliveries: which pub/sub names a connection is subscribed to, and the way of their messages to the sink.
+//! Deliveries of one connection: which pub/sub names it is subscribed to, and the way of their messages to the sink.
 //!
 //! Two tasks per connection. The *router* does nothing but take messages and hand them over, because the client library
 //! drops messages that are not taken quickly. The *keeper* owns the subscriptions: it makes them in batches, each followed
 //! by a barrier (the client library does not wait for Redis to confirm), makes them again after a reconnect (it does not
-//! do that either), and tests the connection (nothing else notices a silent one).
+//! do that either), and tests the connection (nothing else notices a silent one, or one to a server that is no longer
+//! the primary).
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fred::clients::Client;
 use fred::error::Error;
-use fred::interfaces::{EventInterface, PubsubInterface};
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::config::Server;
 use fred::types::{Message, Value};
+use futures_util::future::try_join_all;
 use parking_lot::RwLock;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::config::RedisConfig;
-use super::connection::{Connection, FailFast, blob, connect, number, send, unavailable_or_refused};
+use super::config::{Address, RedisConfig};
+use super::connection::{Connection, FailFast, blob, list, number, send, text, unavailable_or_refused};
 use super::keys::Keys;
+use super::layout::{Layout, slot_of};
 use super::record::{Record, decode};
+use super::servers::Servers;
 use super::status::{Health, Link};
 use crate::{BackplaneError, ChannelName, Delivery, Disturbance, Epoch, Offset, Previous, Sink};
 
@@ -40,71 +45,104 @@ const REQUESTS_WAITING: usize = 1024;
 /// Where deliveries go, once it is known.
 pub(super) type SinkCell = Arc<OnceLock<Arc<dyn Sink>>>;
 
-/// Pub/sub name to channel, for everything this connection is meant to be subscribed to.
-type Subscribed = Arc<RwLock<HashMap<String, ChannelName>>>;
+/// What a connection is meant to be subscribed to.
+#[derive(Default)]
+pub(super) struct Subscribed {
+    /// Pub/sub name to channel.
+    pub(super) names: HashMap<String, ChannelName>,
+    /// Names among them that were another connection's, to be subscribed yet.
+    pub(super) adopted: Vec<String>,
+    /// All of them have to be subscribed again.
+    pub(super) is_doubtful: bool,
+}
+
+/// What all connections for deliveries share.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) config: Arc<RedisConfig>,
+    pub(super) health: Arc<Health>,
+    pub(super) keys: Keys,
+    pub(super) sink: SinkCell,
+    pub(super) servers: Arc<Servers>,
+    /// A name belongs to the connections of the server that owns its slot. Changed together with `Subscribed`, so that
+    /// no name is left behind.
+    pub(super) layout: Arc<RwLock<Arc<Layout>>>,
+    /// Subscriptions are made by SSUBSCRIBE, as they are in a cluster.
+    pub(super) is_sharded: bool,
+}
+
+/// Why a change of subscriptions was not made.
+#[derive(Clone)]
+pub(super) enum Unchanged {
+    /// Some of the channels belong to another server.
+    Moved,
+    /// It failed.
+    Failed(BackplaneError),
+}
 
 struct Request {
     channels: Vec<ChannelName>,
     subscribe: bool,
-    done: oneshot::Sender<Result<(), BackplaneError>>,
+    done: oneshot::Sender<Result<(), Unchanged>>,
+}
+
+/// What is to be done in one go.
+struct Batch {
+    added: Vec<String>,
+    removed: Vec<String>,
+    /// Some of the added were another connection's: they must not be given up.
+    is_adopting: bool,
+    answers: Vec<oneshot::Sender<Result<(), Unchanged>>>,
 }
 
 /// One subscriber connection.
 pub(super) struct Subscriber {
     requests: mpsc::Sender<Request>,
-    timeout: Duration,
-    health: Arc<Health>,
+    subscribed: Arc<RwLock<Subscribed>>,
+    is_changed: Arc<Notify>,
     tasks: [JoinHandle<()>; 2],
     _connection: Connection,
 }
 
 impl Subscriber {
-    pub(super) async fn connect(
-        config: &RedisConfig,
-        keys: &Keys,
-        sink: SinkCell,
-        health: Arc<Health>,
-    ) -> Result<Self, BackplaneError> {
-        let connection = connect(config).await?;
-        let client = &connection.client;
-        let subscribed = Subscribed::default();
-        let messages = client.message_rx();
+    /// Takes a connection to the server at this address, which may have to be made yet. Requests wait until it is.
+    pub(super) fn start(connection: Connection, address: Address, context: Context) -> Self {
+        let subscribed = Arc::new(RwLock::new(Subscribed { is_doubtful: true, ..Subscribed::default() }));
+        let messages = connection.client.message_rx();
         let (requests, queue) = mpsc::channel(REQUESTS_WAITING);
-        let mut keeper = Keeper {
-            reconnects: client.reconnect_rx(),
-            errors: client.error_rx(),
-            link: Link::new(Arc::clone(&health), "deliveries"),
-            health: Arc::clone(&health),
+        let is_changed = Arc::new(Notify::new());
+        let health = Arc::clone(&context.health);
+        let router = route(messages, Arc::clone(&subscribed), Arc::clone(&context.sink), Arc::clone(&health));
+        let keeper = Keeper {
+            address,
+            reconnects: connection.client.reconnect_rx(),
+            errors: connection.client.error_rx(),
+            link: Link::new(health, "deliveries"),
+            client: connection.client.clone(),
             commands: connection.commands.clone(),
-            keys: keys.clone(),
             subscribed: Arc::clone(&subscribed),
-            sink: Arc::clone(&sink),
-            connection_id: 0,
+            is_changed: Arc::clone(&is_changed),
+            connection_id: None,
             stale: Vec::new(),
-            delay_max: config.reconnect_delay_max,
+            context,
         };
-        keeper.connection_id = keeper.barrier().await?;
-        let tasks = [
-            tokio::spawn(route(messages, subscribed, sink, Arc::clone(&health))),
-            tokio::spawn(keeper.run(queue, config.liveness_interval)),
-        ];
-        Ok(Self { requests, timeout: config.command_timeout, health, tasks, _connection: connection })
+        is_changed.notify_one();
+        let tasks = [tokio::spawn(router), tokio::spawn(keeper.run(queue))];
+        Self { requests, subscribed, is_changed, tasks, _connection: connection }
     }
 
     /// Subscribes or unsubscribes and waits until Redis has done it.
-    pub(super) async fn change(&self, channels: Vec<ChannelName>, subscribe: bool) -> Result<(), BackplaneError> {
+    pub(super) async fn change(&self, channels: Vec<ChannelName>, subscribe: bool) -> Result<(), Unchanged> {
         let (done, answer) = oneshot::channel();
-        let asked = async {
-            let gone = || BackplaneError::Unavailable("the backplane is closed".to_owned());
-            self.requests.send(Request { channels, subscribe, done }).await.map_err(|_| gone())?;
-            answer.await.unwrap_or_else(|_| Err(gone()))
-        };
-        let under_way = self.health.begin();
-        let timed = tokio::time::timeout(self.timeout, asked).await;
-        if !matches!(timed, Ok(Ok(()))) {
-            under_way.failed(timed.is_err());
-        }
-        timed.unwrap_or_else(|_| Err(BackplaneError::Unavailable("redis did not subscribe in time".to_owned())))
+        // An ended keeper has been replaced by that of another server.
+        self.requests.send(Request { channels, subscribe, done }).await.map_err(|_| Unchanged::Moved)?;
+        answer.await.unwrap_or(Err(Unchanged::Moved))
+    }
+
+    /// Changes what the connection is meant to be subscribed to; the keeper follows.
+    pub(super) fn edit(&self, edit: impl FnOnce(&mut Subscribed)) {
+        edit(&mut self.subscribed.write());
+        self.is_changed.notify_one();
     }
 }
 
@@ -115,52 +153,64 @@ impl Drop for Subscriber {
 }
 
 struct Keeper {
+    address: Address,
+    client: Client,
     commands: FailFast,
     reconnects: Receiver<Server>,
     errors: Receiver<(Error, Option<Server>)>,
     /// Up while the connection lives and has all subscriptions, as far as is known.
     link: Link,
-    health: Arc<Health>,
-    keys: Keys,
-    subscribed: Subscribed,
-    sink: SinkCell,
-    /// What Redis calls the connection that has all subscriptions.
-    connection_id: u64,
+    subscribed: Arc<RwLock<Subscribed>>,
+    is_changed: Arc<Notify>,
+    /// What Redis calls the connection that has all subscriptions; `None` before there is one.
+    connection_id: Option<u64>,
     /// Names which Redis may still have us subscribed to, after a batch that failed.
     stale: Vec<String>,
-    delay_max: Duration,
+    context: Context,
 }
 
 impl Keeper {
-    async fn run(mut self, mut queue: mpsc::Receiver<Request>, liveness_interval: Duration) {
-        let mut liveness = tokio::time::interval(liveness_interval);
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        let mut liveness = tokio::time::interval(self.context.config.liveness_interval);
         liveness.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let is_changed = Arc::clone(&self.is_changed);
         loop {
             tokio::select! {
                 biased;
-                error = self.errors.recv() => match error {
-                    Ok((error, _)) => self.link.down(&error),
-                    Err(lagged @ RecvError::Lagged(_)) => self.link.down(&lagged),
-                    Err(RecvError::Closed) => return,
-                },
                 event = self.reconnects.recv() => match event {
                     // A lagged receiver has missed reconnects, which comes to the same.
                     Ok(_) | Err(RecvError::Lagged(_)) => self.restore().await,
                     Err(RecvError::Closed) => return,
                 },
-                request = queue.recv() => match request {
-                    Some(first) => self.serve(first, &mut queue).await,
-                    None => return,
+                error = self.errors.recv() => match error {
+                    Ok((error, _)) => self.link.down(&error),
+                    Err(lagged @ RecvError::Lagged(_)) => self.link.down(&lagged),
+                    Err(RecvError::Closed) => return,
                 },
-                _ = liveness.tick() => {
-                    match self.barrier().await {
-                        Ok(id) if id == self.connection_id => self.link.up(),
-                        Ok(_) => self.restore().await,
-                        // After the time limit the client library reconnects, and says so.
-                        Err(error) => self.link.down(&error),
+                () = is_changed.notified() => {
+                    if std::mem::take(&mut self.subscribed.write().is_doubtful) {
+                        self.restore().await;
+                    } else {
+                        self.serve(None, &mut queue).await;
                     }
                 }
+                request = queue.recv() => match request {
+                    Some(first) => self.serve(Some(first), &mut queue).await,
+                    None => return,
+                },
+                _ = liveness.tick() => self.check().await,
             }
+        }
+    }
+
+    /// Notices a connection that was exchanged unseen, and a server that has become a replica: it may go on to answer,
+    /// but nothing is delivered there any more.
+    async fn check(&mut self) {
+        match tokio::join!(self.barrier(), self.is_primary()) {
+            (Ok(id), Ok(true)) if Some(id) == self.connection_id => self.link.up(),
+            (Ok(_), Ok(_)) => self.restore().await,
+            // After the time limit the client library reconnects, and says so.
+            (Err(error), _) | (_, Err(error)) => self.link.down(&error),
         }
     }
 
@@ -171,63 +221,112 @@ impl Keeper {
         number(&id.map_err(unavailable_or_refused)?)
     }
 
-    /// Carries out the requests that wait, in one batch.
-    async fn serve(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>) {
-        let mut wanted = HashMap::new();
-        let mut answers = Vec::new();
-        let mut next = Some(first);
+    async fn is_primary(&self) -> Result<bool, BackplaneError> {
+        let role = send(&self.commands, "ROLE", Vec::new()).await.map_err(unavailable_or_refused)?;
+        let role = list(role)?.into_iter().next().map(text).transpose()?;
+        Ok(role.as_deref() == Some("master"))
+    }
+
+    /// Carries out the requests that wait, in one batch, and subscribes what was another connection's.
+    async fn serve(&mut self, first: Option<Request>, queue: &mut mpsc::Receiver<Request>) {
+        let mut requests = Vec::new();
+        let mut count = 0;
+        let mut next = first.or_else(|| queue.try_recv().ok());
         while let Some(request) = next {
+            count += request.channels.len();
             // A caller that has given up does not expect deliveries. The end of deliveries it still does.
             if !(request.subscribe && request.done.is_closed()) {
-                wanted.extend(request.channels.into_iter().map(|channel| (channel, request.subscribe)));
-                answers.push(request.done);
+                requests.push(request);
             }
-            next = if wanted.len() < CHANNELS_PER_BATCH { queue.try_recv().ok() } else { None };
+            next = if count < CHANNELS_PER_BATCH { queue.try_recv().ok() } else { None };
         }
-        let (mut added, mut removed) = (Vec::new(), std::mem::take(&mut self.stale));
-        {
-            let mut subscribed = self.subscribed.write();
-            let before = subscribed.len();
-            for (channel, subscribe) in wanted {
-                let name = self.keys.channel(&channel).pubsub();
-                if !subscribe {
-                    if subscribed.remove(&name).is_some() {
-                        removed.push(name);
-                    }
-                } else if !subscribed.contains_key(&name) {
-                    subscribed.insert(name.clone(), channel);
-                    added.push(name);
-                }
-            }
-            removed.retain(|name| !subscribed.contains_key(name));
-            self.health.channels_changed(before, subscribed.len());
+        let Batch { added, mut removed, is_adopting, answers } = self.batch(requests);
+        if added.is_empty() && removed.is_empty() && answers.is_empty() {
+            return;
         }
         let result = self.apply(&added, &removed).await;
         match &result {
-            Ok(id) if *id == self.connection_id => {}
+            Ok(id) if Some(*id) == self.connection_id => {
+                if is_adopting {
+                    self.disturb();
+                }
+            }
             // Some of it may have gone to a connection that is no more.
             Ok(_) => self.restore().await,
+            Err(_) if is_adopting => self.restore().await,
             Err(error) => {
-                if matches!(error, BackplaneError::Unavailable(_)) {
-                    self.link.down(error);
-                }
+                tracing::debug!(%error, "redis did not change subscriptions");
                 let mut subscribed = self.subscribed.write();
-                let before = subscribed.len();
+                let before = subscribed.names.len();
                 for name in &added {
-                    subscribed.remove(name);
+                    subscribed.names.remove(name);
                 }
-                self.health.channels_changed(before, subscribed.len());
+                self.context.health.channels_changed(before, subscribed.names.len());
                 self.stale = added;
                 self.stale.append(&mut removed);
             }
         }
+        let result = match result {
+            Ok(_) => Ok(()),
+            // The connection has been restored with everything that was asked for.
+            Err(_) if is_adopting => Ok(()),
+            Err(BackplaneError::Unavailable(why)) if why.starts_with("MOVED") => Err(Unchanged::Moved),
+            Err(error) => Err(Unchanged::Failed(error)),
+        };
         for answer in answers {
             // Whoever stopped waiting needs no answer.
-            let _ = answer.send(result.clone().map(|_| ()));
+            let _ = answer.send(result.clone());
         }
     }
 
+    /// Notes what is asked for, and says what is to be done for it.
+    fn batch(&mut self, requests: Vec<Request>) -> Batch {
+        let (mut added, mut removed) = (Vec::new(), std::mem::take(&mut self.stale));
+        let mut answers = Vec::new();
+        let layout = self.context.layout.read();
+        let is_ours = |name: &str| {
+            let owner = layout.owner(slot_of(name)).map(|owner| &layout.primaries[owner].address);
+            owner == Some(&self.address)
+        };
+        let mut subscribed = self.subscribed.write();
+        let before = subscribed.names.len();
+        for request in requests {
+            let name = |channel: &ChannelName| self.context.keys.channel(channel).pubsub();
+            let channels: Vec<_> = request.channels.into_iter().map(|channel| (name(&channel), channel)).collect();
+            if !channels.iter().all(|(name, _)| is_ours(name)) {
+                // Whoever stopped waiting needs no answer.
+                let _ = request.done.send(Err(Unchanged::Moved));
+                continue;
+            }
+            answers.push(request.done);
+            for (name, channel) in channels {
+                if !request.subscribe {
+                    if subscribed.names.remove(&name).is_some() {
+                        removed.push(name);
+                    }
+                } else if !subscribed.names.contains_key(&name) {
+                    subscribed.names.insert(name.clone(), channel);
+                    added.push(name);
+                }
+            }
+        }
+        self.context.health.channels_changed(before, subscribed.names.len());
+        // What was subscribed and unsubscribed in one batch, or the other way round, is as it was last asked for.
+        added.retain(|name| subscribed.names.contains_key(name));
+        // Redis itself has ended what was subscribed in a slot that is no longer here.
+        removed.retain(|name| !subscribed.names.contains_key(name) && is_ours(name));
+        let mut adopted = std::mem::take(&mut subscribed.adopted);
+        adopted.retain(|name| subscribed.names.contains_key(name));
+        let is_adopting = !adopted.is_empty();
+        added.append(&mut adopted);
+        Batch { added, removed, is_adopting, answers }
+    }
+
+    /// Changes subscriptions; says on which connection.
     async fn apply(&self, added: &[String], removed: &[String]) -> Result<u64, BackplaneError> {
+        if self.context.is_sharded {
+            return self.apply_sharded(added, removed).await;
+        }
         // Chunks are never empty: an empty list is an error whose reply would be given to another command.
         for names in removed.chunks(NAMES_PER_COMMAND) {
             self.commands.unsubscribe(names.to_vec()).await.map_err(unavailable_or_refused)?;
@@ -238,53 +337,109 @@ impl Keeper {
         self.barrier().await
     }
 
+    /// Names of different slots cannot share a command. Redis confirms SSUBSCRIBE, and the client library takes that for
+    /// the answer if there is just one name.
+    async fn apply_sharded(&self, added: &[String], removed: &[String]) -> Result<u64, BackplaneError> {
+        for names in removed.chunks(NAMES_PER_COMMAND) {
+            let all = names.iter().map(|name| self.commands.sunsubscribe(name.as_str()));
+            try_join_all(all).await.map_err(unavailable_or_refused)?;
+        }
+        if !removed.is_empty()
+            && let Err(error) = self.barrier().await
+        {
+            // The client library expects no answer to SUNSUBSCRIBE, so that errors would be given to other commands.
+            self.reconnect().await;
+            return Err(error);
+        }
+        for names in added.chunks(NAMES_PER_COMMAND) {
+            let all = names.iter().map(|name| send(&self.commands, "SSUBSCRIBE", vec![Value::from(name.as_str())]));
+            try_join_all(all).await.map_err(unavailable_or_refused)?;
+        }
+        self.barrier().await
+    }
+
+    async fn reconnect(&self) {
+        // It goes on trying by itself, and says so when it has succeeded.
+        let _ = tokio::time::timeout(self.context.config.connect_timeout, self.client.force_reconnection()).await;
+    }
+
     /// Makes all subscriptions on the present connection, then has every channel repaired. Tries until it succeeds.
     async fn restore(&mut self) {
-        self.link.down(&"the connection was made anew");
+        let is_first = self.connection_id.is_none();
+        if !is_first {
+            self.link.down(&"the connection was made anew");
+        }
         let mut delay = Duration::from_millis(50);
         loop {
             // Only reconnects from here on matter.
-            while !matches!(self.reconnects.try_recv(), Err(TryRecvError::Empty)) {
-                if self.reconnects.is_closed() {
-                    return;
+            loop {
+                match self.reconnects.try_recv() {
+                    Ok(_) | Err(TryRecvError::Lagged(_)) => {}
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Closed) => return,
                 }
             }
-            let names: Vec<String> = self.subscribed.read().keys().cloned().collect();
-            let before = self.barrier().await;
-            // Errors of the connections before this one; one of this one shows in what follows.
-            while matches!(self.errors.try_recv(), Ok(_) | Err(TryRecvError::Lagged(_))) {}
-            let after = match before {
-                Ok(_) => self.apply(&names, &[]).await,
-                Err(_) => before.clone(),
+            let names: Vec<String> = {
+                let mut subscribed = self.subscribed.write();
+                subscribed.adopted.clear();
+                subscribed.names.keys().cloned().collect()
             };
-            match (before, after) {
-                (Ok(before), Ok(after)) if before == after => {
-                    self.connection_id = after;
+            match self.try_restore(&names).await {
+                Ok(true) => {
                     self.stale.clear();
-                    tracing::debug!(channels = names.len(), "redis deliveries restored");
-                    if let Some(sink) = self.sink.get() {
-                        sink.disturbed(Disturbance::All);
+                    tracing::debug!(server = %self.address, channels = names.len(), "redis deliveries restored");
+                    if !names.is_empty() {
+                        self.disturb();
                     }
-                    self.health.restored();
+                    if !is_first {
+                        self.context.health.restored();
+                    }
                     self.link.up();
                     return;
                 }
-                (_, Err(error)) => {
-                    tracing::debug!(%error, "redis deliveries are not restored yet");
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(server = %self.address, %error, "redis deliveries are not restored yet");
+                    self.context.servers.look_soon();
                     tokio::time::sleep(delay).await;
-                    delay = (2 * delay).min(self.delay_max);
+                    delay = (2 * delay).min(self.context.config.reconnect_delay_max);
                 }
-                _ => {}
             }
+        }
+    }
+
+    /// `false` if the connection was exchanged meanwhile.
+    async fn try_restore(&mut self, names: &[String]) -> Result<bool, BackplaneError> {
+        let before = self.barrier().await?;
+        // Errors of the connections before this one; one of this one shows in what follows.
+        while matches!(self.errors.try_recv(), Ok(_) | Err(TryRecvError::Lagged(_))) {}
+        if !self.is_primary().await? {
+            // The name of the server may lead to another one by now.
+            self.reconnect().await;
+            return Err(BackplaneError::Unavailable("the server is not the primary".to_owned()));
+        }
+        let after = self.apply(names, &[]).await?;
+        self.connection_id = Some(after);
+        Ok(before == after)
+    }
+
+    fn disturb(&self) {
+        if let Some(sink) = self.context.sink.get() {
+            sink.disturbed(Disturbance::All);
         }
     }
 }
 
-async fn route(mut messages: Receiver<Message>, subscribed: Subscribed, sink: SinkCell, health: Arc<Health>) {
+async fn route(
+    mut messages: Receiver<Message>,
+    subscribed: Arc<RwLock<Subscribed>>,
+    sink: SinkCell,
+    health: Arc<Health>,
+) {
     loop {
         match messages.recv().await {
             Ok(message) => {
-                let Some(channel) = subscribed.read().get(&*message.channel).cloned() else { continue };
+                let Some(channel) = subscribed.read().names.get(&*message.channel).cloned() else { continue };
                 health.delivered();
                 let Some(sink) = sink.get() else { continue };
                 match blob(message.value).ok().and_then(|bytes| parse(&bytes)) {

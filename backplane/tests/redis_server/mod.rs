@@ -1,14 +1,17 @@
-//! A real `redis-server` on a free loopback port, ended with the test.
+//! Real `redis-server` processes on free loopback ports, ended with the test: one alone, one with replicas and Sentinels
+//! ([`sentinel`]), a cluster ([`cluster`]); and a node that records what it is told ([`node`]).
 
 // Each test target uses a part of this.
 #![allow(dead_code)]
 
+pub mod cluster;
 pub mod node;
+pub mod sentinel;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backplane::redis::{Address, RedisConfig, Topology, acl_line};
 use nix::sys::signal::{Signal, kill};
@@ -25,7 +28,7 @@ pub struct Server {
     process: Child,
     pub port: u16,
     directory: TempDir,
-    persistence: &'static [&'static str],
+    arguments: Vec<String>,
 }
 
 /// Nothing is written.
@@ -41,14 +44,33 @@ impl Server {
 
     /// `changes` are further rules for the user.
     pub fn with_permissions(persistence: &'static [&'static str], changes: &str) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
+        Self::with_arguments(persistence, changes, |_| Vec::new())
+    }
+
+    /// `arguments` are further ones for the process, made for a port.
+    pub fn with_arguments(
+        persistence: &'static [&'static str],
+        changes: &str,
+        arguments: impl Fn(u16) -> Vec<String>,
+    ) -> Self {
         let rules = acl_line(USER, PREFIX).replacen("ACL SETUSER", "user", 1);
-        std::fs::write(directory.path().join("redis.conf"), format!("{rules} >{PASSWORD} {changes}\n"))
-            .expect("the temporary directory is writable");
+        let arguments = |port| {
+            let persistence = persistence.iter().map(|argument| (*argument).to_owned());
+            let port_argument = ["--port".to_owned(), port_text(port)];
+            port_argument.into_iter().chain(persistence).chain(arguments(port)).collect()
+        };
+        Self::with_file(&format!("{rules} >{PASSWORD} {changes}\n"), arguments)
+    }
+
+    /// Starts a server with this file of settings and all arguments but those of the place.
+    pub fn with_file(file: &str, arguments: impl Fn(u16) -> Vec<String>) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        std::fs::write(directory.path().join("redis.conf"), file).expect("the temporary directory is writable");
         for _ in 0..20 {
             let port = free_port();
-            if let Some(process) = launch(&directory, port, persistence) {
-                return Self { process, port, directory, persistence };
+            let arguments: Vec<String> = arguments(port);
+            if let Some(process) = launch(&directory, &arguments) {
+                return Self { process, port, directory, arguments };
             }
         }
         panic!("redis-server does not start; is it installed?");
@@ -57,7 +79,7 @@ impl Server {
     /// How to reach it, with time limits that suit a test.
     pub fn config(&self) -> RedisConfig {
         RedisConfig {
-            topology: Topology::Standalone(Address::new("127.0.0.1", self.port)),
+            topology: Topology::Standalone(self.address()),
             username: Some(USER.to_owned()),
             password: Some(PASSWORD.to_owned()),
             prefix: PREFIX.to_owned(),
@@ -65,6 +87,10 @@ impl Server {
             liveness_interval: Duration::from_millis(200),
             ..RedisConfig::default()
         }
+    }
+
+    pub fn address(&self) -> Address {
+        Address::new("127.0.0.1", self.port)
     }
 
     /// Ends the process as a crash does, and starts it again on its data.
@@ -76,7 +102,7 @@ impl Server {
     /// Starts the ended process on its data.
     pub fn start_again(&mut self) {
         // Somebody may use the port for a moment, in vain.
-        let started = (0..50).find_map(|_| launch(&self.directory, self.port, self.persistence));
+        let started = (0..50).find_map(|_| launch(&self.directory, &self.arguments));
         self.process = started.expect("redis-server starts again");
     }
 
@@ -110,6 +136,12 @@ impl Server {
         String::from_utf8(text).expect("an answer in words")
     }
 
+    /// Runs a command as administrator and returns the answer, one item per line.
+    pub fn ask(&self, command: &[&str]) -> String {
+        let answer = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(command).output();
+        String::from_utf8_lossy(&answer.expect("redis-cli is installed").stdout).trim_end().to_owned()
+    }
+
     /// Ends the process as a crash does.
     pub fn end(&mut self) {
         // It may have ended already.
@@ -126,20 +158,34 @@ impl Drop for Server {
 
 /// A port below those which the operating system gives to outgoing connections: one of these could have the server's port
 /// when it starts again, or be connected to itself while the server is away.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let ports = std::iter::repeat_with(|| rand::rng().random_range(10_000..32_000)).take(1_000);
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     ports.into_iter().find(is_free).expect("a free port")
 }
 
+fn port_text(port: u16) -> String {
+    port.to_string()
+}
+
+/// Waits until `is_so`.
+#[expect(clippy::disallowed_methods, reason = "servers do not say when they agree, so they are asked again and again")]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(40);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// `None` if the process ends instead of being ready.
-fn launch(directory: &TempDir, port: u16, persistence: &[&str]) -> Option<Child> {
+fn launch(directory: &TempDir, arguments: &[String]) -> Option<Child> {
     let mut process = Command::new("redis-server")
         .arg(directory.path().join("redis.conf"))
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--daemonize", "no"])
+        .args(["--bind", "127.0.0.1", "--daemonize", "no"])
         .arg("--dir")
         .arg(directory.path())
-        .args(persistence)
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -148,7 +194,8 @@ fn launch(directory: &TempDir, port: u16, persistence: &[&str]) -> Option<Child>
     let mut log = BufReader::new(process.stdout.take().expect("the output is piped"));
     let mut line = String::new();
     while log.read_line(&mut line).is_ok_and(|read| read > 0) {
-        if line.contains("Ready to accept connections") {
+        // The latter is what a Sentinel says.
+        if line.contains("Ready to accept connections") || line.contains("+monitor master") {
             // Whoever writes to a closed pipe is ended, so it stays open and is emptied.
             std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
             return Some(process);

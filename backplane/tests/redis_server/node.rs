@@ -1,12 +1,12 @@
-//! A node without a gateway: a backplane and what it was told.
+//! A node that records what it is told.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backplane::redis::{RedisBackplane, RedisConfig};
 use backplane::{
-    Backplane, BackplaneError, ChannelName, Delivery, Disturbance, HistoryOptions, HistoryPage, HistoryQuery,
-    NewPublication, PublishOptions, Published, Sink, StoredPublication, StreamPosition,
+    Backplane, BackplaneError, ChannelName, ClientId, ClientInfo, Delivery, Disturbance, HistoryOptions, HistoryPage,
+    HistoryQuery, NewPublication, PublishOptions, Published, Sink, StreamPosition,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -16,17 +16,20 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub const KEEP: HistoryOptions =
     HistoryOptions { size: 10_000, ttl: Duration::from_secs(300), meta_ttl: Duration::from_secs(600) };
 
+/// A jump takes the offset from the clock; without one it is a small count.
+pub const JUMPED: u64 = 1 << 50;
+
 pub enum Event {
-    Delivered(Delivery),
+    Delivered(ChannelName, Delivery),
     Disturbed(Disturbance),
 }
 
 pub struct Events(pub mpsc::UnboundedSender<Event>);
 
 impl Sink for Events {
-    fn deliver(&self, _: &ChannelName, delivery: Delivery) {
+    fn deliver(&self, channel: &ChannelName, delivery: Delivery) {
         // The test may have ended.
-        let _ = self.0.send(Event::Delivered(delivery));
+        let _ = self.0.send(Event::Delivered(channel.clone(), delivery));
     }
 
     fn disturbed(&self, disturbance: Disturbance) {
@@ -60,7 +63,7 @@ impl Node {
     /// The text of the next publication.
     pub async fn publication(&mut self) -> String {
         loop {
-            if let Event::Delivered(Delivery::Positioned { publication, .. }) = self.next().await {
+            if let Event::Delivered(_, Delivery::Positioned { publication, .. }) = self.next().await {
                 return String::from_utf8_lossy(&publication.data).into_owned();
             }
         }
@@ -105,6 +108,11 @@ pub fn channel(name: &str) -> [ChannelName; 1] {
 }
 
 pub fn texts(page: &HistoryPage) -> Vec<String> {
-    let data = |entry: &StoredPublication| String::from_utf8_lossy(&entry.publication.data).into_owned();
+    let data = |entry: &backplane::StoredPublication| String::from_utf8_lossy(&entry.publication.data).into_owned();
     page.publications.iter().map(data).collect()
+}
+
+pub fn client(user: &str) -> Arc<ClientInfo> {
+    let client = ClientId::random();
+    Arc::new(ClientInfo { client, user: user.into(), conn_info: Bytes::new(), chan_info: Bytes::new() })
 }
