@@ -15,15 +15,29 @@ fn tool(path: &str) -> PathBuf {
     path
 }
 
+/// A command that runs a script of `tests/sdk/js` in Node.
+pub(crate) fn node_command(arguments: &[&str]) -> Command {
+    let scripts = directory().join("sdk/js");
+    assert!(scripts.join("node_modules/centrifuge").exists(), "the npm packages are missing: tests/run installs them");
+    let mut command = Command::new(tool("bin/node"));
+    command.current_dir(scripts).args(arguments);
+    command
+}
+
+/// A command that runs a script of `tests/sdk/python`.
+pub(crate) fn python_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(tool("venv/bin/python"));
+    command.arg("-B").current_dir(directory().join("sdk/python")).args(arguments);
+    command
+}
+
 /// Runs a script of `tests/sdk/js` in Node against this gateway.
 ///
 /// # Panics
 ///
 /// With the script's report, when a scenario failed.
 pub fn node(gateway: &Gateway, arguments: &[&str]) {
-    let scripts = directory().join("sdk/js");
-    assert!(scripts.join("node_modules/centrifuge").exists(), "the npm packages are missing: tests/run installs them");
-    run(gateway, Command::new(tool("bin/node")).current_dir(scripts).args(arguments));
+    run(gateway, &mut node_command(arguments));
 }
 
 /// Runs a script of `tests/sdk/python` against this gateway.
@@ -32,8 +46,21 @@ pub fn node(gateway: &Gateway, arguments: &[&str]) {
 ///
 /// With the script's report, when a scenario failed.
 pub fn python(gateway: &Gateway, arguments: &[&str]) {
-    let scripts = directory().join("sdk/python");
-    run(gateway, Command::new(tool("venv/bin/python")).arg("-B").current_dir(scripts).args(arguments));
+    run(gateway, &mut python_command(arguments));
+}
+
+/// Runs a script of `tests/sdk/python` that asks all these nodes.
+///
+/// # Panics
+///
+/// With the script's report, when a scenario failed.
+pub fn python_for_all(nodes: &[Gateway], arguments: &[&str]) {
+    let all = |url: fn(&Gateway) -> String| nodes.iter().map(url).collect::<Vec<String>>().join(",");
+    let mut command = python_command(arguments);
+    command
+        .env("EVENKEEL_TEST_ALL_WS", all(|node| node.url().to_owned()))
+        .env("EVENKEEL_TEST_ALL_API", all(|node| format!("{}/api", node.public_http())));
+    run(&nodes[0], &mut command);
 }
 
 fn run(gateway: &Gateway, command: &mut Command) {
