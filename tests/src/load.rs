@@ -44,7 +44,7 @@ impl Load {
             let mut attempts = Vec::new();
             while !*stop.borrow() {
                 let message = Message { publisher, number: attempts.len() as u64 + 1 };
-                let attempt = publish(&api, &channel, message).await;
+                let attempt = publish(&api, &channel, message, "").await;
                 let succeeded = attempt.outcome.is_ok();
                 counts.send_modify(|(good, bad)| if succeeded { *good += 1 } else { *bad += 1 });
                 attempts.push(attempt);
@@ -87,11 +87,6 @@ impl Default for Load {
     }
 }
 
-/// The data that carries a message.
-pub fn data(message: Message) -> Value {
-    json!({ "p": message.publisher, "n": message.number })
-}
-
 /// The message in this data.
 ///
 /// # Panics
@@ -102,10 +97,14 @@ pub fn message(data: &Value) -> Message {
     Message { publisher: field("p"), number: field("n") }
 }
 
-/// Publishes one message.
-pub async fn publish(api: &Api, channel: &str, message: Message) -> Attempt {
+/// Publishes one message, made longer by this padding.
+pub async fn publish(api: &Api, channel: &str, message: Message, padding: &str) -> Attempt {
+    let mut data = json!({ "p": message.publisher, "n": message.number });
+    if !padding.is_empty() {
+        data["padding"] = json!(padding);
+    }
     let began = Instant::now();
-    let answer = api.call("publish", json!({ "channel": channel, "data": data(message) })).await;
+    let answer = api.call("publish", json!({ "channel": channel, "data": data })).await;
     let outcome = match answer["error"]["code"].as_u64() {
         Some(code) => Err(code),
         None => Ok(Some(position(&answer["result"]))),

@@ -31,42 +31,46 @@ pub(crate) fn python_command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a script of `tests/sdk/js` in Node against this gateway.
+/// Where the clients of a script connect, and where it calls the server API: two nodes of one fleet, or one and the same.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The node for clients.
+    pub clients: &'a Gateway,
+    /// The node for the server API.
+    pub api: &'a Gateway,
+    /// Nodes in the fleet.
+    pub nodes: usize,
+}
+
+impl<'a> From<&'a Gateway> for Target<'a> {
+    fn from(gateway: &'a Gateway) -> Self {
+        Self { clients: gateway, api: gateway, nodes: 1 }
+    }
+}
+
+/// Runs a script of `tests/sdk/js` in Node.
 ///
 /// # Panics
 ///
 /// With the script's report, when a scenario failed.
-pub fn node(gateway: &Gateway, arguments: &[&str]) {
-    run(gateway, &mut node_command(arguments));
+pub fn node<'a>(target: impl Into<Target<'a>>, arguments: &[&str]) {
+    run(target.into(), &mut node_command(arguments));
 }
 
-/// Runs a script of `tests/sdk/python` against this gateway.
+/// Runs a script of `tests/sdk/python`.
 ///
 /// # Panics
 ///
 /// With the script's report, when a scenario failed.
-pub fn python(gateway: &Gateway, arguments: &[&str]) {
-    run(gateway, &mut python_command(arguments));
+pub fn python<'a>(target: impl Into<Target<'a>>, arguments: &[&str]) {
+    run(target.into(), &mut python_command(arguments));
 }
 
-/// Runs a script of `tests/sdk/python` that asks all these nodes.
-///
-/// # Panics
-///
-/// With the script's report, when a scenario failed.
-pub fn python_for_all(nodes: &[Gateway], arguments: &[&str]) {
-    let all = |url: fn(&Gateway) -> String| nodes.iter().map(url).collect::<Vec<String>>().join(",");
-    let mut command = python_command(arguments);
-    command
-        .env("EVENKEEL_TEST_ALL_WS", all(|node| node.url().to_owned()))
-        .env("EVENKEEL_TEST_ALL_API", all(|node| format!("{}/api", node.public_http())));
-    run(&nodes[0], &mut command);
-}
-
-fn run(gateway: &Gateway, command: &mut Command) {
+fn run(target: Target<'_>, command: &mut Command) {
     let output = command
-        .env("EVENKEEL_TEST_WS", gateway.url())
-        .env("EVENKEEL_TEST_API", format!("{}/api", gateway.public_http()))
+        .env("EVENKEEL_TEST_WS", target.clients.url())
+        .env("EVENKEEL_TEST_API", format!("{}/api", target.api.public_http()))
+        .env("EVENKEEL_TEST_NODES", target.nodes.to_string())
         .env("EVENKEEL_API_KEY", API_KEY)
         .env("EVENKEEL_TOKEN_HMAC_SECRET", SECRET)
         .stdin(Stdio::null())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Event};
+use crate::api::Api;
 use crate::audit::{Message, Position, Seen, Truth};
 use crate::fleet::Fleet;
 use crate::load::{self, Attempt, Load};
@@ -33,6 +34,8 @@ pub struct Trial {
     /// The publishers on the API.
     pub load: Load,
     listeners: Vec<String>,
+    /// What the scenario has published itself.
+    attempts: Vec<Attempt>,
 }
 
 /// What came of it.
@@ -80,13 +83,18 @@ impl Trial {
             });
             agent.ok(start).await;
         }
-        Self { agent, load, listeners }
+        Self { agent, load, listeners, attempts: Vec::new() }
+    }
+
+    /// Publishes one more message, made longer by this padding.
+    pub async fn publish_padded(&mut self, api: &Api, channel: &str, message: Message, padding: &str) {
+        self.attempts.push(load::publish(api, channel, message, padding).await);
     }
 
     /// Ends the load, waits until every listener is at the end of every channel, and judges.
     pub async fn finish(self, fleet: &Fleet) -> Report {
-        let Self { mut agent, load, listeners } = self;
-        let mut attempts = load.stop().await;
+        let Self { mut agent, load, listeners, mut attempts } = self;
+        attempts.extend(load.stop().await);
         for (index, channel) in CHANNELS.into_iter().enumerate() {
             let publisher = FIRST_CLIENT + index as u64;
             let done = agent.ok(json!({ "op": "stopPublishing", "publisher": publisher })).await;
@@ -99,14 +107,14 @@ impl Trial {
             // A listener that was told to start anew may stand behind one marker; the next reaches it.
             let mut waiting: BTreeSet<&String> = listeners.iter().collect();
             let reached = async || {
-                attempts.push(load::publish(&api, channel, marker()).await);
+                attempts.push(load::publish(&api, channel, marker(), "").await);
                 agent.ok(json!({ "op": "hello" })).await;
                 waiting.retain(|listener| !has_marker(agent.events(), listener, channel));
                 waiting.is_empty()
             };
             until("every listener to be given something new", reached).await;
             let last = marker();
-            attempts.push(load::publish(&api, channel, last).await);
+            attempts.push(load::publish(&api, channel, last, "").await);
             for listener in &listeners {
                 let fits = |context: &Value| load::message(&context["data"]) == last;
                 agent.take_that(listener, channel, "publication", fits).await;
@@ -155,7 +163,7 @@ impl Report {
     }
 }
 
-async fn judge(api: &crate::api::Api, agent: &Agent, listeners: &[String], attempts: Vec<Attempt>) -> Report {
+async fn judge(api: &Api, agent: &Agent, listeners: &[String], attempts: Vec<Attempt>) -> Report {
     let mut report = Report {
         violations: Vec::new(),
         told: 0,

@@ -48,6 +48,7 @@ class Settings:
         self.api = os.environ["EVENKEEL_TEST_API"]
         self.key = os.environ["EVENKEEL_API_KEY"]
         self.secret = os.environ["EVENKEEL_TOKEN_HMAC_SECRET"]
+        self.nodes = int(os.environ["EVENKEEL_TEST_NODES"])
 
 
 class Events:
