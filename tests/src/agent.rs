@@ -30,6 +30,14 @@ pub struct Event {
     taken: bool,
 }
 
+impl Event {
+    /// An event that was not taken yet.
+    pub(crate) fn new(client: &str, channel: &str, name: &str, context: Value) -> Self {
+        let [client, channel, name] = [client, channel, name].map(str::to_owned);
+        Self { client, channel, name, context, taken: false }
+    }
+}
+
 /// The process. It ends when it is dropped: its standard input does.
 pub struct Agent {
     child: Child,
@@ -194,14 +202,8 @@ impl Agent {
             self.results.push(value);
             return;
         }
-        let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-        self.events.push(Event {
-            client: text("client"),
-            channel: text("channel"),
-            name: text("event"),
-            context: value["context"].clone(),
-            taken: false,
-        });
+        let text = |name: &str| value[name].as_str().unwrap_or_default();
+        self.events.push(Event::new(text("client"), text("channel"), text("event"), value["context"].clone()));
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::agent::{Agent, Event};
 use crate::api::Api;
-use crate::audit::{Message, Position, Seen, Truth};
+use crate::audit::{Message, Seen, Truth};
 use crate::fleet::Fleet;
 use crate::load::{self, Attempt, Load};
 use crate::until;
@@ -197,7 +197,7 @@ async fn judge(api: &Api, agent: &Agent, listeners: &[String], attempts: Vec<Att
 }
 
 /// What this client saw of this channel.
-pub fn seen(events: &[Event], client: &str, channel: &str) -> Vec<Seen> {
+fn seen(events: &[Event], client: &str, channel: &str) -> Vec<Seen> {
     let here = events.iter().filter(|event| event.client == client && event.channel == channel);
     here.filter_map(|event| {
         let context = &event.context;
@@ -250,7 +250,41 @@ fn client_attempt(channel: &str, publisher: u64, one: &Value) -> Attempt {
     }
 }
 
-/// The position of an attempt that has one.
-pub fn position_of(attempt: &Attempt) -> Option<&Position> {
-    attempt.outcome.as_ref().ok()?.as_ref()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Position;
+
+    #[test]
+    fn what_the_sdk_tells_is_understood() {
+        let event = |channel: &str, name: &str, context: Value| Event::new("ann", channel, name, context);
+        let position = json!({ "epoch": "e", "offset": 4 });
+        let subscribed = |was: bool, recovered: bool| {
+            let context = json!({ "streamPosition": position, "wasRecovering": was, "recovered": recovered });
+            event("a", "subscribed", context)
+        };
+        let publication = json!({ "offset": 5, "data": { "p": 1, "n": 2 } });
+        let events = [
+            event("", "connecting", json!({ "code": 0 })),
+            subscribed(false, false),
+            event("a", "publication", publication.clone()),
+            event("b", "publication", publication),
+            event("", "connecting", json!({ "code": 1 })),
+            event("a", "subscribing", json!({ "code": 2500 })),
+            subscribed(true, true),
+            subscribed(true, false),
+            event("a", "unsubscribed", json!({ "code": 103 })),
+        ];
+        let at = Position { epoch: "e".to_owned(), offset: 4 };
+        let again = |recovered| Seen::Subscribed { at: at.clone(), recovered };
+        let expected = [
+            again(None),
+            Seen::Publication { offset: 5, message: Message { publisher: 1, number: 2 } },
+            again(Some(true)),
+            again(Some(false)),
+            Seen::Ended(json!({ "code": 103 }).to_string()),
+        ];
+        assert_eq!(seen(&events, "ann", "a"), expected);
+        assert_eq!(disconnects(&events).len(), 1, "the first connecting is the test's");
+    }
 }

@@ -34,6 +34,24 @@ async fn cluster() {
     assert_eq!(report.told, hit, "only those in channels of the server that failed");
 }
 
+#[tokio::test]
+async fn what_was_acknowledged_as_replicated_survives() {
+    let mut redis = Watched::start().await;
+    let strict = "durability = \"replicated\"\nreplicas = 1\nreplicated_timeout = \"200ms\"";
+    let fleet = Fleet::start(&redis.config(strict), 2);
+    let trial = Trial::start(&fleet).await;
+    trial.load.succeed(CALM).await;
+    redis.cut_replication().await;
+    trial.load.fail(20).await;
+    redis.fail_over().await;
+    redis.rejoin().await;
+    trial.load.succeed(CALM).await;
+    let report = trial.finish(&fleet).await;
+    report.expect_clean();
+    assert_eq!(report.forgotten, [], "acknowledged is on both");
+    assert!(report.failures().all(|attempt| attempt.outcome == Err(100)), "the outcome of the others is unknown");
+}
+
 /// Something with a primary to lose.
 trait Failing {
     /// From now on the primary's writes reach nobody.

@@ -57,11 +57,18 @@ impl Watched {
         cut(&self.primary, &self.replica);
     }
 
-    /// Ends the primary for ever and waits until the replica, which may have been cut off, is primary.
+    /// Ends the primary and waits until the replica, which may have been cut off, is primary.
     pub async fn fail_over(&mut self) {
         self.primary.kill();
         self.replica.resume();
         until("the promotion", async || self.replica.info("replication", "role") == "master").await;
+    }
+
+    /// The server that was primary comes back as the replica of the one that is.
+    pub async fn rejoin(&mut self) {
+        self.primary.start_again();
+        self.primary.admin(&["REPLICAOF", "127.0.0.1", &self.replica.port().to_string()]);
+        until("the old primary to be in step", async || is_in_step(&self.replica)).await;
     }
 }
 
