@@ -1,7 +1,8 @@
 //! The backplane: what carries publications, history and presence between gateway nodes.
 //!
 //! Read in this order: [`types`] (plain data), the traits [`Backplane`], [`PresenceStore`] and [`Sink`] below, the
-//! traits [`Members`] (the fleet: reports and leases) and [`SessionStore`] (what outlives a connection), [`coverage`] (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
+//! traits [`Members`] (the fleet: reports and leases) and [`SessionStore`] (what outlives a connection), [`coverage`]
+//! (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
 //! implementation passes), [`fault`] (faults injected around any implementation).
 //!
 //! # What a backplane promises
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use members::{LEASE_NAME_BYTES, Lease, Member, Members, NodeId, REPORT_BYTES, REPORT_TTL};
-pub use sessions::{SESSION_BYTES, SESSIONS_PER_USER, SessionRecord, SessionStore, SessionWrite};
+pub use sessions::{SESSION_BYTES, SESSION_ID_BYTES, SESSIONS_PER_USER, SessionRecord, SessionStore, SessionWrite};
 pub use types::*;
 
 /// How long the result of a publish with an idempotency key is remembered (protocol section 7.2).

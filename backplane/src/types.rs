@@ -10,6 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
+/// Channels whose name begins with this belong to the gateway itself: no client and no server API call can name them.
+pub const INTERNAL_PREFIX: char = '\u{1}';
+
 /// The full name of a channel, namespace and prefixes included. Cheap to clone.
 ///
 /// Nothing is normalised: two names are the same channel only if their bytes are equal (protocol section 8.1).

@@ -14,7 +14,7 @@ use std::time::Duration;
 use backplane::memory::{ManualClock, MemoryBackplane, MemoryLimits};
 use backplane::{
     Backplane, BackplaneFuture, ChannelName, ClientId, ClientInfo, HistoryOptions, HistoryQuery, NewPublication,
-    PresenceStore, PublishOptions,
+    PresenceStore, PublishOptions, SessionStore, UserId,
 };
 use bytes::Bytes;
 
@@ -117,10 +117,21 @@ fn every_entry_costs_what_is_documented_and_is_given_back() {
     });
     assert!(bytes < 250 * keys, "{} bytes per idempotency key", bytes / keys);
 
+    let bytes = held_by(|| {
+        for n in 0..10_000 {
+            let (user, session) = (UserId::from(format!("user-{n:06}")), format!("{n:022}"));
+            let data = Bytes::from(vec![b'x'; 1_000]);
+            done(backplane.compare_and_set(&user, &session, None, data, true, HISTORY.ttl));
+        }
+    });
+    let counted = backplane.stats().session_bytes;
+    assert!(bytes <= counted, "{bytes} bytes held for sessions, only {counted} counted");
+    assert!(bytes * 4 > counted * 3, "{bytes} bytes held for sessions, as many as {counted} counted");
+
     clock.advance(HISTORY.meta_ttl);
     while backplane.sweep(10_000) {}
-    assert_eq!(backplane.stats().channels, 0);
-    // Each of the 64 maps may keep its smallest size.
+    assert_eq!((backplane.stats().channels, backplane.stats().sessions), (0, 0));
+    // Each of the 64 maps of channels and 64 of users may keep its smallest size.
     let left = HELD.load(Ordering::Relaxed) - empty;
-    assert!(left < 64 * 4_096, "{left} bytes are kept by an empty backplane");
+    assert!(left < 2 * 64 * 4_096, "{left} bytes are kept by an empty backplane");
 }

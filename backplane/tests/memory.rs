@@ -2,17 +2,19 @@
 
 mod support;
 
-use backplane::conformance::run_all;
+use backplane::conformance::{run_all, run_all_stores};
 use backplane::fault::{FaultyBackplane, Network, NodeLink};
 use backplane::memory::MemoryBackplane;
 
 use support::{Wrapped, memory, ready_at_once};
 
 backplane::conformance_tests!(memory(), ready_at_once);
+backplane::store_conformance_tests!(memory(), ready_at_once);
 
 #[test]
 fn the_whole_suite_runs_in_one_go() {
     ready_at_once(run_all(&memory())).expect("every case passes");
+    ready_at_once(run_all_stores(&memory())).expect("every case passes");
 }
 
 #[test]

@@ -35,6 +35,11 @@ impl Factory for Redis {
         Arc::new(RedisBackplane::connect(&self.config).await.expect("the server is there"))
     }
 
+    /// Nodes of their own, which meet on the server only.
+    async fn create_beside(&self, _: &Arc<RedisBackplane>) -> Arc<RedisBackplane> {
+        self.create().await
+    }
+
     fn wait(&self, time: Duration) -> impl Future<Output = ()> + Send {
         tokio::time::sleep(time)
     }
@@ -61,9 +66,12 @@ impl Factory for Redis {
 }
 
 backplane::conformance_tests!(redis(), run);
+backplane::store_conformance_tests!(redis(), run);
 
 #[test]
 fn several_connections_pass() {
     let outcome = run(backplane::conformance::run_all(&spread()));
+    outcome.expect("every case passes");
+    let outcome = run(backplane::conformance::run_all_stores(&spread()));
     outcome.expect("every case passes");
 }

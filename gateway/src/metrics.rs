@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use auth::JwksStats;
+use backplane::Status;
 use backplane::memory::MemoryStats;
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -52,12 +53,14 @@ pub const SUBSCRIPTIONS: &str = "gateway_subscriptions";
 pub const API_REQUESTS: &str = "gateway_api_requests_total";
 /// Connections that a drain has still to close.
 pub const DRAIN_REMAINING: &str = "gateway_drain_remaining";
-/// What the embedded backplane holds, by `what`: `channels`, `streams`, `publications`, `presence` or
-/// `idempotency_keys`.
+/// What the embedded backplane holds, by `what`: `channels`, `streams`, `publications`, `presence`, `idempotency_keys`
+/// or `sessions`.
 pub const MEMORY_ENTRIES: &str = "gateway_memory_entries";
 /// Bytes of stored publications in the embedded backplane.
 pub const MEMORY_HISTORY_BYTES: &str = "gateway_memory_history_bytes";
-/// Publications and streams that gave way to newer ones because of a limit, by `what`.
+/// Bytes of session records in the embedded backplane.
+pub const MEMORY_SESSION_BYTES: &str = "gateway_memory_session_bytes";
+/// Publications, streams and sessions that gave way to newer ones because of a limit, by `what`.
 pub const MEMORY_EVICTED: &str = "gateway_memory_evicted_total";
 /// Calls of the embedded backplane refused because a limit was reached.
 pub const MEMORY_REFUSED: &str = "gateway_memory_refused_total";
@@ -65,6 +68,28 @@ pub const MEMORY_REFUSED: &str = "gateway_memory_refused_total";
 pub const JWKS_FETCHES: &str = "gateway_jwks_fetches_total";
 /// Fetches of token keys that failed; the keys fetched before stay in use.
 pub const JWKS_FAILURES: &str = "gateway_jwks_failures_total";
+/// Commands and questions to every node, by `result`: `answered` by all, or `failed`.
+pub const COMMANDS: &str = "gateway_cluster_commands_total";
+/// Commands of other nodes that were not delivered, by `outcome`: `repaired` from history, or `lost`.
+pub const COMMAND_GAPS: &str = "gateway_cluster_command_gaps_total";
+/// Connections of all nodes, from the coordinator's digest; absent when that is stale.
+pub const FLEET_CONNECTIONS: &str = "gateway_fleet_connections";
+/// Nodes by `state`: `ready`, `draining` or `starting`, from the coordinator's digest; absent when that is stale.
+pub const CLUSTER_NODES: &str = "gateway_cluster_nodes";
+/// Calls to the backplane under way.
+pub const BACKPLANE_IN_FLIGHT: &str = "gateway_backplane_calls_in_flight";
+/// Calls to the backplane that ended.
+pub const BACKPLANE_CALLS: &str = "gateway_backplane_calls_total";
+/// Calls to the backplane that failed, by `reason`: `timeout` or `error`.
+pub const BACKPLANE_FAILURES: &str = "gateway_backplane_call_failures_total";
+/// Deliveries of the backplane to this node.
+pub const BACKPLANE_DELIVERIES: &str = "gateway_backplane_deliveries_total";
+/// Deliveries lost because this node did not take them in time; positioned channels repair them.
+pub const BACKPLANE_LOST: &str = "gateway_backplane_deliveries_lost_total";
+/// Times that deliveries were restored on a new connection.
+pub const BACKPLANE_RESTORATIONS: &str = "gateway_backplane_restorations_total";
+/// Channels subscribed on the backplane.
+pub const BACKPLANE_CHANNELS: &str = "gateway_backplane_channels";
 /// 1, labelled by `version`.
 pub const BUILD: &str = "gateway_build_info";
 
@@ -108,10 +133,22 @@ fn describe() {
     describe_gauge!(DRAIN_REMAINING, "Connections that a drain has still to close.");
     describe_gauge!(MEMORY_ENTRIES, "What the embedded backplane holds.");
     describe_gauge!(MEMORY_HISTORY_BYTES, Unit::Bytes, "Stored publications of the embedded backplane.");
-    describe_counter!(MEMORY_EVICTED, "Publications and streams that gave way because of a limit.");
+    describe_gauge!(MEMORY_SESSION_BYTES, Unit::Bytes, "Session records of the embedded backplane.");
+    describe_counter!(MEMORY_EVICTED, "Publications, streams and sessions that gave way because of a limit.");
     describe_counter!(MEMORY_REFUSED, "Calls of the embedded backplane refused because of a limit.");
     describe_counter!(JWKS_FETCHES, "Fetches of token keys.");
     describe_counter!(JWKS_FAILURES, "Fetches of token keys that failed.");
+    describe_counter!(COMMANDS, "Commands and questions to every node, by result.");
+    describe_counter!(COMMAND_GAPS, "Commands of other nodes that were not delivered, by outcome.");
+    describe_gauge!(FLEET_CONNECTIONS, "Live connections of all nodes; absent when unknown.");
+    describe_gauge!(CLUSTER_NODES, "Nodes by state; absent when unknown.");
+    describe_gauge!(BACKPLANE_IN_FLIGHT, "Calls to the backplane under way.");
+    describe_counter!(BACKPLANE_CALLS, "Calls to the backplane that ended.");
+    describe_counter!(BACKPLANE_FAILURES, "Calls to the backplane that failed, by reason.");
+    describe_counter!(BACKPLANE_DELIVERIES, "Deliveries of the backplane to this node.");
+    describe_counter!(BACKPLANE_LOST, "Deliveries lost because this node did not take them in time.");
+    describe_counter!(BACKPLANE_RESTORATIONS, "Times that deliveries were restored on a new connection.");
+    describe_gauge!(BACKPLANE_CHANNELS, "Channels subscribed on the backplane.");
     describe_gauge!(BUILD, "1, labelled by version.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -124,13 +161,30 @@ pub(crate) fn memory(stats: &MemoryStats) {
         ("publications", stats.publications),
         ("presence", stats.presence_entries),
         ("idempotency_keys", stats.idempotency_keys),
+        ("sessions", stats.sessions),
     ] {
         gauge!(MEMORY_ENTRIES, "what" => what).set(entries as f64);
     }
     gauge!(MEMORY_HISTORY_BYTES).set(stats.history_bytes as f64);
+    gauge!(MEMORY_SESSION_BYTES).set(stats.session_bytes as f64);
     counter!(MEMORY_EVICTED, "what" => "publications").absolute(stats.publications_evicted);
     counter!(MEMORY_EVICTED, "what" => "streams").absolute(stats.streams_evicted);
+    counter!(MEMORY_EVICTED, "what" => "sessions").absolute(stats.sessions_evicted);
     counter!(MEMORY_REFUSED).absolute(stats.refusals);
+}
+
+/// Exports the state of the backplane.
+pub(crate) fn backplane(status: &Status) {
+    gauge!(BACKPLANE_UP).set(if status.is_up { 1.0 } else { 0.0 });
+    gauge!(BACKPLANE_IN_FLIGHT).set(status.calls_in_flight as f64);
+    counter!(BACKPLANE_CALLS).absolute(status.calls);
+    counter!(BACKPLANE_FAILURES, "reason" => "timeout").absolute(status.calls_timed_out);
+    let errors = status.calls_failed.saturating_sub(status.calls_timed_out);
+    counter!(BACKPLANE_FAILURES, "reason" => "error").absolute(errors);
+    counter!(BACKPLANE_DELIVERIES).absolute(status.deliveries);
+    counter!(BACKPLANE_LOST).absolute(status.deliveries_lost);
+    counter!(BACKPLANE_RESTORATIONS).absolute(status.restorations);
+    gauge!(BACKPLANE_CHANNELS).set(status.channels as f64);
 }
 
 /// Exports how token keys are fetched. A reload that names other addresses starts from zero; the counters do not go

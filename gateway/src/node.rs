@@ -1,8 +1,8 @@
 //! The node: what its shards, the server API and the operators' endpoints share.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Guard};
@@ -18,6 +18,11 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::api::auth::ApiKeys;
+use crate::api::glob::Glob;
+use crate::api::info::{self, NodeInfo};
+use crate::cluster::commands::{AskError, Commands};
+use crate::cluster::inbox::{ClusterInbox, Switchboard};
+use crate::cluster::roster::{Digest, Roster};
 use crate::config::Config;
 use crate::config::origin::OriginRule;
 use crate::hub::Registry;
@@ -42,6 +47,8 @@ pub struct Runtime {
     pub origins: OriginRule,
     /// Keys of the server API, hashed.
     pub api: ApiKeys,
+    /// Readiness fails while the backplane is down. Read when the node starts.
+    pub backplane_required: bool,
 }
 
 impl Runtime {
@@ -64,6 +71,7 @@ impl Runtime {
             io: IoLimits { message_bytes: config.client.frames.frame_bytes, queue_bytes: config.client.queue_bytes },
             origins: config.client.origins.clone(),
             api: ApiKeys::new(keys, config.api.key_in_query),
+            backplane_required: config.backplane.required,
         })
     }
 
@@ -76,10 +84,27 @@ impl Runtime {
 /// How long the server API waits for a shard to answer a command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Channel names matched between two pauses for others; a match takes well under a microsecond.
+const NAMES_PER_TURN: usize = 1024;
+
 /// A command could not be carried out on every shard in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a shard did not answer within {} s", COMMAND_TIMEOUT.as_secs())]
 pub struct ShardTimeout;
+
+/// Why something asked of the whole fleet was not done, or not by all.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// This node's own shards.
+    #[error(transparent)]
+    Here(#[from] ShardTimeout),
+    /// Other nodes, or the backplane between them.
+    #[error(transparent)]
+    Elsewhere(#[from] AskError),
+    /// The pattern or the answer is not usable.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// One gateway process.
 pub struct Node {
@@ -91,12 +116,21 @@ pub struct Node {
     pub backplane: Arc<dyn Backplane>,
     /// Which shards want which channel.
     pub registry: Arc<Registry>,
+    /// Deliveries of the fleet's own channels.
+    pub cluster_inbox: Arc<ClusterInbox>,
+    /// How to ask the other nodes; unset on a node that has none.
+    commands: OnceLock<Arc<Commands>>,
+    /// What is known of the fleet, this node included.
+    roster: OnceLock<Arc<Roster>>,
     inboxes: Vec<Arc<Inbox>>,
     runtime: ArcSwap<Runtime>,
     started: Instant,
     connections: AtomicUsize,
     connections_max: usize,
     ready: AtomicBool,
+    /// Readiness fails while the backplane is down.
+    backplane_required: bool,
+    backplane_up: AtomicBool,
     leaving: AtomicBool,
     draining: AtomicBool,
     meters: NodeMeters,
@@ -112,18 +146,24 @@ impl Node {
         connections_max: usize,
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new(inboxes.clone()));
-        backplane.attach(registry.clone());
+        let cluster_inbox = Arc::new(ClusterInbox::default());
+        backplane.attach(Arc::new(Switchboard::new(registry.clone(), cluster_inbox.clone())));
         Arc::new(Self {
             uid: Uuid::new_v4(),
             name,
             backplane,
             registry,
+            cluster_inbox,
+            commands: OnceLock::new(),
+            roster: OnceLock::new(),
             inboxes,
+            backplane_required: runtime.backplane_required,
             runtime: ArcSwap::from_pointee(runtime),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             connections_max,
             ready: AtomicBool::new(false),
+            backplane_up: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             meters: NodeMeters::new(),
@@ -154,9 +194,20 @@ impl Node {
 
     // --- readiness ---
 
-    /// Ready: the backplane was reached once, and the node is not on its way out.
+    /// Ready: the backplane was reached once, and the node is not on its way out. A later outage changes it only where
+    /// the operator wants that (`backplane.required`).
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        self.ready.load(Ordering::Acquire) && (!self.backplane_required || self.is_backplane_up())
+    }
+
+    /// Whether the backplane could be reached when it was last looked at.
+    pub fn is_backplane_up(&self) -> bool {
+        self.backplane_up.load(Ordering::Acquire)
+    }
+
+    /// What a look at the backplane has shown.
+    pub fn set_backplane_up(&self, is_up: bool) {
+        self.backplane_up.store(is_up, Ordering::Release);
     }
 
     /// The node is on its way out: load balancers should send nobody any more.
@@ -263,19 +314,96 @@ impl Node {
         }
     }
 
+    // --- the fleet ---
+
+    /// From now on commands go to every node. Called once, when the node has joined the fleet.
+    pub fn join_fleet(&self, commands: Arc<Commands>) {
+        // A second call would mean a second identity; the first stays.
+        let _ = self.commands.set(commands);
+    }
+
+    /// From now on the fleet is known. Called once.
+    pub fn set_roster(&self, roster: Arc<Roster>) {
+        // A second call would mean a second identity; the first stays.
+        let _ = self.roster.set(roster);
+    }
+
+    /// What is known of the fleet; `None` when that is stale.
+    pub fn digest(&self) -> Option<Digest> {
+        self.roster.get().and_then(|roster| roster.digest())
+    }
+
+    /// Acts on connections, on every node.
+    ///
+    /// # Errors
+    /// When a shard or another node did not answer in time; others may have acted.
+    pub async fn apply(&self, target: Target, action: Action) -> Result<Applied, FleetError> {
+        match self.commands.get() {
+            Some(commands) => Ok(commands.apply(target, &action).await?),
+            None => Ok(self.apply_here(target, action).await?),
+        }
+    }
+
+    /// Channels with subscribers on any node, and how many; an empty pattern matches all.
+    ///
+    /// # Errors
+    /// When the pattern is malformed, or a shard or another node did not answer in time.
+    pub async fn channels(&self, pattern: &str) -> Result<BTreeMap<ChannelName, usize>, FleetError> {
+        match self.commands.get() {
+            Some(commands) => Ok(commands.channels(pattern).await?),
+            None => self.channels_here(pattern).await.map_err(FleetError::Failed),
+        }
+    }
+
+    /// What every node is doing.
+    ///
+    /// # Errors
+    /// When a shard or another node did not answer in time.
+    pub async fn info(&self) -> Result<Vec<NodeInfo>, FleetError> {
+        match self.commands.get() {
+            Some(commands) => Ok(commands.info().await?),
+            None => Ok(vec![self.info_here().await.map_err(FleetError::Failed)?]),
+        }
+    }
+
     // --- shards ---
 
-    /// Acts on connections, on every shard.
+    /// Acts on connections, on every shard of this node.
     ///
     /// # Errors
     /// When a shard did not answer in time; others may have acted.
-    pub async fn apply(&self, target: Target, action: Action) -> Result<Applied, ShardTimeout> {
+    pub async fn apply_here(&self, target: Target, action: Action) -> Result<Applied, ShardTimeout> {
         let action = Arc::new(action);
         let answers = self.ask(|done| Command::Apply { target: target.clone(), action: action.clone(), done }).await?;
         Ok(answers.into_iter().fold(Applied::default(), |sum, applied| Applied {
             matched: sum.matched + applied.matched,
             already_subscribed: sum.already_subscribed + applied.already_subscribed,
         }))
+    }
+
+    /// Channels with subscribers on this node, and how many; an empty pattern matches all.
+    pub(crate) async fn channels_here(&self, pattern: &str) -> Result<BTreeMap<ChannelName, usize>, String> {
+        let channels = self.survey().await.map_err(|error| error.to_string())?.channels;
+        if pattern.is_empty() {
+            return Ok(channels);
+        }
+        let glob = Glob::new(pattern).map_err(|error| error.to_string())?;
+        let mut matching = Vec::new();
+        for (index, (name, subscribers)) in channels.into_iter().enumerate() {
+            if index % NAMES_PER_TURN == NAMES_PER_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+            if glob.matches(&name) {
+                matching.push((name, subscribers));
+            }
+        }
+        Ok(matching.into_iter().collect())
+    }
+
+    /// What this node is doing.
+    pub(crate) async fn info_here(&self) -> Result<NodeInfo, String> {
+        let survey = self.survey().await.map_err(|error| error.to_string())?;
+        Ok(info::describe(self, &survey))
     }
 
     /// What is on this node, merged over its shards.

@@ -9,6 +9,7 @@ use axum::routing::get;
 use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::metrics::{CLUSTER_NODES, FLEET_CONNECTIONS};
 use crate::node::Node;
 
 /// The content type of the Prometheus text format.
@@ -31,6 +32,16 @@ pub fn router(node: Arc<Node>, prometheus: PrometheusHandle) -> Router {
         .with_state(Ops { node, prometheus })
 }
 
+/// What there is before the backplane was reached: alive, not ready, and the metrics.
+pub fn starting(prometheus: PrometheusHandle) -> Router {
+    let not_ready = || async { json(StatusCode::SERVICE_UNAVAILABLE, "{\"reason\":\"starting\"}".to_owned()) };
+    Router::new()
+        .route("/health/live", get(live))
+        .route("/health/ready", get(not_ready))
+        .route("/health", get(not_ready))
+        .route("/metrics", get(move || async move { exposition(prometheus.render()) }))
+}
+
 /// Alive as long as it answers.
 async fn live() -> Response {
     json(StatusCode::OK, "{}".to_owned())
@@ -41,12 +52,31 @@ async fn ready(State(ops): State<Ops>) -> Response {
     if ops.node.is_ready() {
         return json(StatusCode::OK, "{}".to_owned());
     }
-    let reason = if ops.node.is_leaving() { "draining" } else { "starting" };
+    let reason = match (ops.node.is_leaving(), ops.node.is_backplane_up()) {
+        (true, _) => "draining",
+        (false, true) => "starting",
+        (false, false) => "backplane",
+    };
     json(StatusCode::SERVICE_UNAVAILABLE, format!("{{\"reason\":\"{reason}\"}}"))
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
-    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], ops.prometheus.render()).into_response()
+    let text = ops.prometheus.render();
+    if ops.node.digest().is_some() {
+        return exposition(text);
+    }
+    // The recorder cannot take a gauge back, and a total that nobody vouches for must not steer an autoscaler.
+    let unknown = [FLEET_CONNECTIONS, CLUSTER_NODES];
+    let name = |line: &str| {
+        line.split(['#', ' ', '{']).find(|word| !matches!(*word, "" | "HELP" | "TYPE" | "UNIT")).map(str::to_owned)
+    };
+    let is_known = |line: &&str| !name(line).is_some_and(|name| unknown.contains(&name.as_str()));
+    let known: Vec<&str> = text.lines().filter(is_known).collect();
+    exposition(known.join("\n") + "\n")
+}
+
+fn exposition(text: String) -> Response {
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
 }
 
 /// This node in a few numbers.

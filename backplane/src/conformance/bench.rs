@@ -24,10 +24,16 @@ macro_rules! ensure {
 
 /// Returns a violation from the case unless both values are equal.
 macro_rules! ensure_eq {
-    ($found:expr, $expected:expr, $($message:tt)+) => {{
-        let (found, expected) = (&$found, &$expected);
-        $crate::conformance::bench::ensure!(found == expected, "{}: found {found:?}, expected {expected:?}", format!($($message)+));
-    }};
+    // A match, because it keeps what the values borrow from.
+    ($found:expr, $expected:expr, $($message:tt)+) => {
+        match (&$found, &$expected) {
+            (found, expected) => $crate::conformance::bench::ensure!(
+                found == expected,
+                "{}: found {found:?}, expected {expected:?}",
+                format!($($message)+)
+            ),
+        }
+    };
 }
 
 pub(super) use {ensure, ensure_eq};

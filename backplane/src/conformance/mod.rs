@@ -4,6 +4,9 @@
 //! target, which makes one named test per case; or it awaits [`run_all`]. Each case is a public function of the factory,
 //! makes its own backplane and channels, and returns a [`Violation`] that says which promise is broken.
 //!
+//! The cases of [`Members`] and [`SessionStore`] are a list of their own, for implementations that have them:
+//! [`store_conformance_tests!`](crate::store_conformance_tests) and [`run_all_stores`].
+//!
 //! The suite assumes what the trait promises and no more: offsets increase but need not be contiguous, the first
 //! publication of a channel may not know its predecessor, deliveries arrive later, and the age of a publication is only
 //! bounded (readable at least `ttl` after it was published, at most `ttl` after the last one).
@@ -11,11 +14,15 @@
 mod bench;
 mod coverage;
 mod expiry;
+mod fleet;
 mod history;
+mod leases;
 mod names;
 mod presence;
 mod publish;
 mod recorder;
+mod revocation;
+mod sessions;
 mod stream;
 
 use std::fmt;
@@ -25,14 +32,18 @@ use std::time::Duration;
 
 pub use coverage::*;
 pub use expiry::*;
+pub use fleet::*;
 pub use history::*;
+pub use leases::*;
 pub use names::*;
 pub use presence::*;
 pub use publish::*;
 pub use recorder::Recorder;
+pub use revocation::*;
+pub use sessions::*;
 pub use stream::*;
 
-use crate::Backplane;
+use crate::{Backplane, Members, SessionStore};
 
 /// Makes backplanes for the suite, and knows their time and faults.
 pub trait Factory: Send + Sync {
@@ -42,6 +53,12 @@ pub trait Factory: Send + Sync {
     /// A backplane that is connected and ready, without a sink. It may share its server with others: the cases use
     /// random channel names.
     fn create(&self) -> impl Future<Output = Arc<Self::Backplane>> + Send;
+
+    /// Another node on the store of a backplane made by [`create`](Self::create). Where a store has one node only, that
+    /// is the same again.
+    fn create_beside(&self, first: &Arc<Self::Backplane>) -> impl Future<Output = Arc<Self::Backplane>> + Send {
+        std::future::ready(Arc::clone(first))
+    }
 
     /// Lets time pass by which the backplane ages its data: a manual clock is advanced, a real server is waited for.
     fn wait(&self, time: Duration) -> impl Future<Output = ()> + Send;
@@ -94,6 +111,12 @@ pub type CaseResult = Result<(), Violation>;
 /// Runs every case, one after another, and returns the first violation with the name of its case.
 pub async fn run_all<F: Factory>(factory: &F) -> CaseResult {
     crate::__conformance_cases!(run(factory));
+    Ok(())
+}
+
+/// Runs every case of the fleet and of sessions, like [`run_all`].
+pub async fn run_all_stores<F: Factory<Backplane: Members + SessionStore>>(factory: &F) -> CaseResult {
+    crate::__store_conformance_cases!(run(factory));
     Ok(())
 }
 
@@ -150,6 +173,49 @@ macro_rules! __conformance_cases {
             every_legal_name_works
             similar_names_are_different_channels
         }
+    };
+}
+
+/// The list of cases of the fleet and of sessions, handed on in the same way.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __store_conformance_cases {
+    ($mode:ident ($($arguments:tt)*)) => {
+        $crate::conformance_tests! { @$mode ($($arguments)*);
+            reports_are_listed_and_replaced
+            reports_are_seen_by_all_nodes
+            reports_end_unless_renewed
+            withdrawn_reports_are_gone
+            long_reports_are_refused
+            leases_have_one_holder
+            released_leases_are_free
+            leases_end_unless_renewed
+            ended_leases_are_taken_anew
+            racing_holders_get_one_lease
+            illegal_lease_names_are_refused
+            lost_leases_reuse_no_token
+            sessions_are_created_once
+            stale_writers_are_told_the_record
+            racing_writers_have_one_winner
+            sessions_end_unless_touched
+            deleted_sessions_are_gone
+            the_oldest_of_too_many_sessions_leaves
+            ended_sessions_take_no_place
+            odd_session_ids_are_kept_apart
+            large_sessions_are_refused
+            lost_sessions_reuse_no_revision
+            revoked_sessions_need_authorisation
+            new_sessions_are_authorised
+            touched_sessions_stay_revoked
+        }
+    };
+}
+
+/// Makes one `#[test]` per case of the fleet and of sessions, like [`conformance_tests!`](crate::conformance_tests).
+#[macro_export]
+macro_rules! store_conformance_tests {
+    ($factory:expr, $run:expr) => {
+        $crate::__store_conformance_cases! { each ($factory, $run) }
     };
 }
 

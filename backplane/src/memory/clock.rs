@@ -77,6 +77,11 @@ impl Moment {
     pub(super) fn after(self, delay: Duration) -> Self {
         Self(self.0.saturating_add(Self::from(delay).0))
     }
+
+    /// The time since an earlier moment; zero when that is later.
+    pub(super) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
 }
 
 impl From<Duration> for Moment {

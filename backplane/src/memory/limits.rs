@@ -28,6 +28,10 @@ pub struct MemoryLimits {
     /// dropping a result early would let its repeat be published twice. Default 1,000,000 at about 250 bytes: 3,300
     /// such publishes a second, as each is remembered for 5 minutes.
     pub idempotency_keys: usize,
+    /// Bytes of session records over all users, their data and an estimate of their bookkeeping; beyond it writes that
+    /// need more are refused, and their connections go on without a session. Default 128 MiB: the 100,000 connections of
+    /// a node with 1,000 bytes each.
+    pub session_bytes: usize,
 }
 
 impl Default for MemoryLimits {
@@ -37,6 +41,7 @@ impl Default for MemoryLimits {
             channels: 1_000_000,
             presence_entries: 2_000_000,
             idempotency_keys: 1_000_000,
+            session_bytes: 128 * 1024 * 1024,
         }
     }
 }
@@ -59,10 +64,20 @@ pub struct MemoryStats {
     pub presence_entries: usize,
     /// Remembered results of publishes with an idempotency key.
     pub idempotency_keys: usize,
+    /// Session records.
+    pub sessions: usize,
+    /// Bytes of these, as counted against [`MemoryLimits::session_bytes`].
+    pub session_bytes: usize,
+    /// Nodes that have reported.
+    pub reports: usize,
+    /// Leases that somebody holds.
+    pub leases: usize,
     /// Publications evicted since the start because of [`MemoryLimits::history_bytes`].
     pub publications_evicted: u64,
     /// Streams forgotten since the start, before their time, because of [`MemoryLimits::channels`].
     pub streams_evicted: u64,
+    /// Sessions removed since the start because their user had too many.
+    pub sessions_evicted: u64,
     /// Calls refused since the start because a limit was reached.
     pub refusals: u64,
 }
@@ -78,8 +93,13 @@ pub(super) struct Counters {
     pub(super) history_bytes: Gauge,
     pub(super) presence_entries: Gauge,
     pub(super) idempotency_keys: Gauge,
+    pub(super) sessions: Gauge,
+    pub(super) session_bytes: Gauge,
+    pub(super) reports: Gauge,
+    pub(super) leases: Gauge,
     pub(super) publications_evicted: AtomicU64,
     pub(super) streams_evicted: AtomicU64,
+    pub(super) sessions_evicted: AtomicU64,
     pub(super) refusals: AtomicU64,
 }
 
@@ -93,8 +113,13 @@ impl Counters {
             history_bytes: self.history_bytes.value(),
             presence_entries: self.presence_entries.value(),
             idempotency_keys: self.idempotency_keys.value(),
+            sessions: self.sessions.value(),
+            session_bytes: self.session_bytes.value(),
+            reports: self.reports.value(),
+            leases: self.leases.value(),
             publications_evicted: self.publications_evicted.load(Ordering::Relaxed),
             streams_evicted: self.streams_evicted.load(Ordering::Relaxed),
+            sessions_evicted: self.sessions_evicted.load(Ordering::Relaxed),
             refusals: self.refusals.load(Ordering::Relaxed),
         }
     }

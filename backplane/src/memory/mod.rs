@@ -16,9 +16,11 @@
 mod channel;
 mod clock;
 mod limits;
+mod members;
 mod order;
 mod presence;
 mod results;
+mod sessions;
 mod stream;
 mod stripe;
 
@@ -36,7 +38,9 @@ pub use limits::{IDEMPOTENCY_KEY_BYTES_MAX, MemoryLimits, MemoryStats};
 
 use self::clock::Moment;
 use self::limits::Counters;
+use self::members::Fleet;
 use self::order::Kind;
+use self::sessions::Sessions;
 use self::stripe::Stripe;
 use crate::{
     Backplane, BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, Delivery, HistoryOptions,
@@ -58,11 +62,13 @@ const CHANNEL_ATTEMPTS: usize = 8;
 /// Expired results freed by one publish to their channel: more than it adds, so that they become fewer.
 const RESULTS_EXPIRED_PER_PUBLISH: usize = 4;
 
-/// Streams, fan-out and presence in this process's memory.
+/// Streams, fan-out, presence, sessions and the fleet in this process's memory.
 ///
 /// Dropping it drops everything: a new one has new epochs, so that clients of the old one are told the truth.
 pub struct MemoryBackplane {
     stripes: Box<[Mutex<Stripe>]>,
+    fleet: Mutex<Fleet>,
+    sessions: Box<[Mutex<Sessions>]>,
     hasher: RandomState,
     limits: MemoryLimits,
     counters: Counters,
@@ -82,6 +88,8 @@ impl MemoryBackplane {
     pub fn with_clock(limits: MemoryLimits, clock: Arc<dyn Clock>) -> Self {
         Self {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            fleet: Mutex::default(),
+            sessions: (0..STRIPES).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             limits,
             counters: Counters::default(),
@@ -91,19 +99,22 @@ impl MemoryBackplane {
         }
     }
 
-    /// Frees what has expired: publications, epochs, idempotency results and the channels that thereby become empty.
+    /// Frees what has expired: publications, epochs, idempotency results and the channels that thereby become empty;
+    /// sessions, reports and leases.
     ///
     /// Does at most about `budget` units of work (one for each thing freed and each channel looked at) and locks one
     /// stripe at a time. Returns true when more is due: call it again soon. Once a second with a budget of 10,000 keeps
     /// up with 10,000 expiring things a second and holds no lock for more than some milliseconds.
     pub fn sweep(&self, budget: usize) -> bool {
         let mut left = budget;
+        left -= self.fleet.lock().sweep(self.now(), left, &self.counters);
         for _ in 0..self.stripes.len() {
             if left == 0 {
                 return true;
             }
             let index = self.sweep_next.load(Ordering::Relaxed) % self.stripes.len();
-            let work = self.stripes[index].lock().sweep(self.now(), left, &self.counters);
+            let mut work = self.stripes[index].lock().sweep(self.now(), left, &self.counters);
+            work += self.sessions[index].lock().sweep(self.now(), left.saturating_sub(work), &self.counters);
             if work >= left {
                 return true;
             }
@@ -124,9 +135,13 @@ impl MemoryBackplane {
         self.limits
     }
 
-    /// Forgets all streams and idempotency results at once, as a restart without persistence does. Subscriptions and
-    /// presence stay; the sink is not told. For fault injection.
+    /// Forgets all streams, idempotency results, sessions, reports and leases at once, as a restart without persistence
+    /// does. Subscriptions and presence stay; the sink is not told. For fault injection.
     pub fn forget(&self) {
+        for sessions in &self.sessions {
+            sessions.lock().forget(&self.counters);
+        }
+        self.fleet.lock().forget(&self.counters);
         for stripe in &self.stripes {
             stripe.lock().forget(&self.counters);
         }
@@ -137,8 +152,12 @@ impl MemoryBackplane {
     }
 
     fn stripe(&self, channel: &str) -> MutexGuard<'_, Stripe> {
+        self.stripes[self.stripe_of(channel)].lock()
+    }
+
+    fn stripe_of(&self, name: &str) -> usize {
         // The remainder is below the number of stripes, so the cast loses nothing that matters.
-        self.stripes[self.hasher.hash_one(channel) as usize % self.stripes.len()].lock()
+        self.hasher.hash_one(name) as usize % STRIPES
     }
 
     /// Locks the stripe of a channel that is in it, after making room for the channel if need be.

@@ -1,8 +1,8 @@
 //! Every key and pub/sub name this backplane uses.
 //!
-//! `<p>` is the configured prefix, `<c>` an encoded channel name, `<l>` a lease id (32 hexadecimal digits). The braces are
-//! literal: they are the hash tag which keeps everything of a channel on one node of a Redis Cluster, as the scripts
-//! require.
+//! `<p>` is the configured prefix, `<c>` an encoded channel name, `<l>` a lease id (32 hexadecimal digits), `<u>` an
+//! encoded user id, `<s>` an encoded session id. The braces are literal: they are the hash tag which keeps everything of a
+//! channel, a user and so on on one node of a Redis Cluster, as the scripts require.
 //!
 //! | Key | Type | Content | Expires |
 //! |---|---|---|---|
@@ -14,8 +14,15 @@
 //! | `<p>:leases` | hash | lease ids that may have presence entries, to the node's name | never |
 //! | `<p>:l:<l>` | string | present while the lease lives | 30 s after its last renewal |
 //! | `<p>:x:<l>` | set | names of the channels in which the lease has entries | with its last member |
+//! | `<p>:n:{nodes}:r` | hash | node id (16 bytes) to what it reports | a minute after the last report |
+//! | `<p>:n:{nodes}:t` | sorted set | node id to the time of its report in microseconds | like the reports |
+//! | `<p>:r:{<name>}:h` | hash | lease on a role: `h` holder, `t` token, `l` replication id when it was given | with the lease |
+//! | `<p>:r:{<name>}:t` | string | last token of the role | 30 days after it was given |
+//! | `<p>:u:{<u>}:s:<s>` | hash | session: `v` revision, `d` data, `a` revision when it was last authorised | its `ttl` |
+//! | `<p>:u:{<u>}:w` | sorted set | encoded ids of the user's sessions to their revisions | with the last session |
+//! | `<p>:u:{<u>}:x` | string | revisions up to this one are revoked | not before the last session |
 //!
-//! Channel names and idempotency keys are percent-encoded but for `[A-Za-z0-9_-]`, so that no name can close the hash
+//! Channel names, idempotency keys, user and session ids are percent-encoded but for `[A-Za-z0-9_-]`, so that no name can close the hash
 //! tag, look like another key, or contain a pattern character.
 
 use std::fmt::Write;
@@ -35,6 +42,13 @@ pub struct ChannelKeys {
     stem: String,
 }
 
+/// The keys of one user's sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserKeys {
+    /// The common part, up to the last colon.
+    stem: String,
+}
+
 impl Keys {
     /// Keys below `prefix`, which must consist of `[A-Za-z0-9_.:-]`; `None` if it does not or is empty.
     pub fn new(prefix: &str) -> Option<Self> {
@@ -44,14 +58,37 @@ impl Keys {
 
     /// The keys of a channel.
     pub fn channel(&self, channel: &str) -> ChannelKeys {
-        let mut stem = format!("{}:{{", self.prefix);
-        if channel.is_empty() {
-            // An empty hash tag would be none. A lone percent sign is not the encoding of any name.
-            stem.push('%');
-        }
-        encode(channel, &mut stem);
-        stem.push_str("}:");
-        ChannelKeys { stem }
+        ChannelKeys { stem: format!("{}:{}", self.prefix, tag(channel)) }
+    }
+
+    /// The keys of a user's sessions.
+    pub fn user(&self, user: &str) -> UserKeys {
+        UserKeys { stem: format!("{}:u:{}", self.prefix, tag(user)) }
+    }
+
+    /// The keys of a user that nobody can be, to try things out.
+    pub fn nobody(&self) -> UserKeys {
+        UserKeys { stem: format!("{}:u:{{%%}}:", self.prefix) }
+    }
+
+    /// What nodes report.
+    pub fn reports(&self) -> String {
+        format!("{}:n:{{nodes}}:r", self.prefix)
+    }
+
+    /// When they reported.
+    pub fn report_times(&self) -> String {
+        format!("{}:n:{{nodes}}:t", self.prefix)
+    }
+
+    /// The lease on a role, whose name needs no encoding.
+    pub fn role(&self, name: &str) -> String {
+        format!("{}:r:{{{name}}}:h", self.prefix)
+    }
+
+    /// The last token of a role.
+    pub fn role_token(&self, name: &str) -> String {
+        format!("{}:r:{{{name}}}:t", self.prefix)
     }
 
     /// The table of leases that may have presence entries.
@@ -103,6 +140,39 @@ impl ChannelKeys {
     }
 }
 
+impl UserKeys {
+    /// A session's record. The name ends with the encoded id.
+    pub fn session(&self, session: &str) -> String {
+        format!("{}s:{}", self.stem, Self::encoded(session))
+    }
+
+    /// The order in which sessions were written.
+    pub fn written(&self) -> String {
+        format!("{}w", self.stem)
+    }
+
+    /// Up to where sessions are revoked.
+    pub fn revoked(&self) -> String {
+        format!("{}x", self.stem)
+    }
+
+    /// The id of a session as the order and the end of its key have it.
+    pub fn encoded(session: &str) -> String {
+        let mut encoded = String::new();
+        encode(session, &mut encoded);
+        encoded
+    }
+}
+
+/// The hash tag of a name, with the colon after it.
+fn tag(name: &str) -> String {
+    // An empty hash tag would be none. A lone percent sign is not the encoding of any name.
+    let mut tag = if name.is_empty() { "{%".to_owned() } else { "{".to_owned() };
+    encode(name, &mut tag);
+    tag.push_str("}:");
+    tag
+}
+
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
 }
@@ -128,6 +198,10 @@ mod tests {
         Keys::new("ek").expect("a legal prefix")
     }
 
+    fn hash_tag(key: &str) -> Option<String> {
+        key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag.to_owned())
+    }
+
     #[test]
     fn names_are_as_documented() {
         let channel = keys().channel("chat:{a}.b%");
@@ -136,6 +210,11 @@ mod tests {
         assert_eq!(channel.idempotency("k:1"), "ek:{chat%3A%7Ba%7D%2Eb%25}:i:k%3A1");
         assert_eq!(keys().channel("").stream(), "ek:{%}:s");
         assert_eq!(keys().lease(Uuid::nil()), format!("ek:l:{}", "0".repeat(32)));
+        let user = keys().user("a{b}");
+        assert_eq!(user.session("s:1"), "ek:u:{a%7Bb%7D}:s:s%3A1");
+        assert_eq!((user.written().as_str(), user.revoked().as_str()), ("ek:u:{a%7Bb%7D}:w", "ek:u:{a%7Bb%7D}:x"));
+        assert_eq!(keys().user("").session(""), "ek:u:{%}:s:");
+        assert_eq!((keys().reports().as_str(), keys().role("a").as_str()), ("ek:n:{nodes}:r", "ek:r:{a}:h"));
     }
 
     #[test]
@@ -156,12 +235,25 @@ mod tests {
         #[test]
         fn one_hash_tag_per_channel(name in ".{0,12}", key in ".{0,12}") {
             let channel = keys().channel(&name);
-            let tag = |key: &str| key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag.to_owned());
-            let expected = tag(&channel.meta());
+            let expected = hash_tag(&channel.meta());
             prop_assert!(expected.as_deref().is_some_and(|tag| !tag.is_empty()));
             for other in [channel.stream(), channel.presence(), channel.pubsub(), channel.idempotency(&key)] {
-                prop_assert_eq!(tag(&other), expected.clone());
+                prop_assert_eq!(hash_tag(&other), expected.clone());
             }
+        }
+
+        /// The same for a user, and no two sessions share a record.
+        #[test]
+        fn one_hash_tag_per_user(name in ".{0,12}", one in ".{0,12}", other in ".{0,12}") {
+            let user = keys().user(&name);
+            let expected = hash_tag(&user.written());
+            prop_assert!(expected.as_deref().is_some_and(|tag| !tag.is_empty()));
+            for key in [user.session(&one), user.revoked()] {
+                prop_assert_eq!(hash_tag(&key), expected.clone());
+            }
+            prop_assert!(user != keys().nobody());
+            prop_assert_eq!(user.session(&one) == user.session(&other), one == other);
+            prop_assert_eq!(user.session(&one) == keys().user(&other).session(&one), name == other);
         }
     }
 }

@@ -26,8 +26,10 @@
 mod config;
 mod connection;
 pub mod keys;
+mod members;
 mod presence;
 mod record;
+mod sessions;
 mod subscriber;
 
 use std::fmt;
@@ -63,7 +65,7 @@ static READ: Script = script!("read.lua");
 /// What the user of the backplane may do, in the words of `ACL SETUSER`.
 pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +client|id +eval +evalsha +publish \
     +subscribe +unsubscribe +get +set +del +exists +pexpire +time +hget +hmget +hset +hdel +hkeys +hvals +hgetall \
-    +xadd +xrange +xrevrange +sadd +srem +srandmember";
+    +xadd +xrange +xrevrange +sadd +srem +srandmember +zadd +zrange +zrem +zcard +pttl";
 
 /// Letters in an epoch: 52^10 is about 2^57, so that no stream meets the epoch of an earlier one.
 const EPOCH_LETTERS: usize = 10;
@@ -245,7 +247,7 @@ async fn lineage(commands: &Commands) -> Result<String, BackplaneError> {
 async fn probe(commands: &Commands, keys: &Keys) -> Result<(), BackplaneError> {
     const BRIEFLY: Duration = Duration::from_secs(1);
     lineage(commands).await?;
-    let keys = keys.channel("");
+    let (all, keys) = (keys, keys.channel(""));
     let record = encode_publication(&NewPublication::default());
     let arguments = vec![
         Bytes::from(record).into(),
@@ -263,7 +265,8 @@ async fn probe(commands: &Commands, keys: &Keys) -> Result<(), BackplaneError> {
     commands.script(&PUBLISH, names, arguments).await?;
     let arguments = vec![random_epoch().into(), millis(BRIEFLY), "0".into(), "".into(), "1".into(), "0".into()];
     commands.script(&READ, vec![keys.meta(), keys.stream()], arguments).await?;
-    Ok(())
+    members::probe(commands, all).await?;
+    sessions::probe(commands, all).await
 }
 
 /// Adds to a refusal for lack of permissions what would grant them.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use backplane::{HistoryOptions, UserId};
+use backplane::{HistoryOptions, INTERNAL_PREFIX, UserId};
 use regex::Regex;
 use serde_json::value::RawValue;
 
@@ -185,6 +185,9 @@ impl Channels {
     pub fn resolve(&self, channel: &str) -> Result<&ChannelOptions, ChannelError> {
         if channel.is_empty() {
             return Err(ChannelError::Empty);
+        }
+        if channel.starts_with(INTERNAL_PREFIX) {
+            return Err(ChannelError::BadName);
         }
         match self.split(channel).0 {
             Some(namespace) => self.namespaces.get(namespace),

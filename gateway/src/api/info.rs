@@ -1,10 +1,10 @@
-//! `info`: what this node is doing.
+//! `info`: what the nodes are doing.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::node::Node;
+use crate::node::{Node, NodeSurvey};
 
 use super::error::ApiError;
 use super::outcome::Outcome;
@@ -14,14 +14,14 @@ use super::request::InfoRequest;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// One node in the answer (protocol section 7.2).
-#[derive(Serialize, Clone, PartialEq, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct NodeInfo {
     /// Random, new at every start.
     pub uid: String,
     /// For humans.
     pub name: String,
     /// Of the gateway.
-    pub version: &'static str,
+    pub version: String,
     /// Connections.
     pub num_clients: usize,
     /// Distinct users among them; the anonymous one counts as one.
@@ -39,16 +39,16 @@ pub struct NodeInfo {
 }
 
 /// Counters over an interval.
-#[derive(Serialize, Clone, PartialEq, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Metrics {
     /// Seconds over which `items` were counted: since the start.
     pub interval: f64,
     /// Counters by name.
-    pub items: BTreeMap<&'static str, f64>,
+    pub items: BTreeMap<String, f64>,
 }
 
 /// What the process uses; zeros where `/proc` cannot be read.
-#[derive(Serialize, Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Debug, Default)]
 pub struct Process {
     /// Percent of one core, on average since the start.
     pub cpu: f64,
@@ -57,7 +57,11 @@ pub struct Process {
 }
 
 pub(super) async fn info(node: &Node, _request: InfoRequest) -> Result<Outcome, ApiError> {
-    let survey = node.survey().await.map_err(ApiError::internal)?;
+    node.info().await.map(Outcome::Info).map_err(ApiError::internal)
+}
+
+/// What this process is doing, given what is on it.
+pub(crate) fn describe(node: &Node, survey: &NodeSurvey) -> NodeInfo {
     // Reading these is a copy from the kernel's memory and does not wait for a disk.
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let (stat, status) = (read("/proc/self/stat"), read("/proc/self/status"));
@@ -66,10 +70,11 @@ pub(super) async fn info(node: &Node, _request: InfoRequest) -> Result<Outcome, 
     let threads = number(&status, "Threads:").unwrap_or_default();
     let cpu = if uptime.is_zero() { 0.0 } else { 100.0 * cpu_seconds / uptime.as_secs_f64() };
     let rss = number(&status, "VmRSS:").unwrap_or_default() * 1024;
-    Ok(Outcome::Info(Box::new(NodeInfo {
+    let items = [("process_cpu_seconds", cpu_seconds), ("process_threads", threads as f64)];
+    NodeInfo {
         uid: node.uid.to_string(),
         name: node.name.clone(),
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         num_clients: survey.connections,
         num_users: survey.users,
         num_subs: survey.subscriptions,
@@ -77,10 +82,10 @@ pub(super) async fn info(node: &Node, _request: InfoRequest) -> Result<Outcome, 
         uptime: uptime.as_secs(),
         metrics: Metrics {
             interval: uptime.as_secs_f64(),
-            items: BTreeMap::from([("process_cpu_seconds", cpu_seconds), ("process_threads", threads as f64)]),
+            items: items.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         },
         process: Process { cpu, rss },
-    })))
+    }
 }
 
 /// User and system time in `/proc/self/stat`: the 14th and 15th field. The second is the program's name in brackets,

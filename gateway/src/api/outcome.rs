@@ -36,7 +36,7 @@ pub enum Outcome {
     /// Channels and their numbers of subscribers.
     Channels(BTreeMap<ChannelName, usize>),
     /// The nodes.
-    Info(Box<NodeInfo>),
+    Info(Vec<NodeInfo>),
 }
 
 impl Serialize for Outcome {
@@ -64,7 +64,7 @@ impl Serialize for Outcome {
                 map.end()
             }
             Self::Channels(channels) => one(serializer, "channels", &ChannelsView(channels)),
-            Self::Info(node) => one(serializer, "nodes", &[node]),
+            Self::Info(nodes) => one(serializer, "nodes", nodes),
         }
     }
 }

@@ -10,9 +10,6 @@ use super::glob::Glob;
 use super::outcome::Outcome;
 use super::request::{ChannelRequest, ChannelsRequest, HistoryRequest};
 
-/// Names matched between two pauses for others; a match takes well under a microsecond.
-const NAMES_PER_TURN: usize = 1024;
-
 pub(super) async fn presence(node: &Node, request: ChannelRequest<'_>) -> Result<Outcome, ApiError> {
     let channel = with_presence(node, &request.channel)?;
     node.backplane.presence(&channel).await.map(Outcome::Presence).map_err(ApiError::internal)
@@ -42,24 +39,10 @@ pub(super) async fn history_remove(node: &Node, request: ChannelRequest<'_>) -> 
 
 /// Without a pattern all channels that have subscribers.
 pub(super) async fn channels(node: &Node, request: ChannelsRequest<'_>) -> Result<Outcome, ApiError> {
-    let glob = match &*request.pattern {
-        "" => None,
-        pattern => Some(Glob::new(pattern).map_err(ApiError::bad_request)?),
-    };
-    let mut channels = node.survey().await.map_err(ApiError::internal)?.channels;
-    if let Some(glob) = glob {
-        let mut matching = Vec::new();
-        for (index, (name, subscribers)) in channels.into_iter().enumerate() {
-            if index % NAMES_PER_TURN == NAMES_PER_TURN - 1 {
-                tokio::task::yield_now().await;
-            }
-            if glob.matches(&name) {
-                matching.push((name, subscribers));
-            }
-        }
-        channels = matching.into_iter().collect();
+    if !request.pattern.is_empty() {
+        Glob::new(&request.pattern).map_err(ApiError::bad_request)?;
     }
-    Ok(Outcome::Channels(channels))
+    node.channels(&request.pattern).await.map(Outcome::Channels).map_err(ApiError::internal)
 }
 
 fn with_presence(node: &Node, name: &str) -> Result<ChannelName, ApiError> {

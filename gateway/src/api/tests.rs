@@ -136,6 +136,7 @@ fn runtime(keys: &[&str]) -> Runtime {
         io: IoLimits { message_bytes: 65_536, queue_bytes: 1 << 20 },
         origins: OriginRule::default(),
         api: ApiKeys::new(keys, false),
+        backplane_required: false,
     }
 }
 

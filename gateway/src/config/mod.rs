@@ -2,8 +2,8 @@
 //!
 //! Read in this order: [`Sources`] (what goes in), [`Config`] (what comes out), [`Problems`] (what else may), then the
 //! parts. Inside: `tree` (the raw form, every value with its place), `reader` (typed values out of it), `units` and
-//! `values` (single values), `environment` (variables as keys), `client`, `channels` and `server` (the keys, with
-//! defaults and checks).
+//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `server` and `redis` (the
+//! keys, with defaults and checks).
 //!
 //! All mistakes are reported at once, before anything else happens. Every part of the program gets its own part of
 //! [`Config`], fully checked.
@@ -14,6 +14,7 @@ mod environment;
 pub mod origin;
 mod problem;
 mod reader;
+mod redis;
 mod secret;
 mod server;
 mod summary;
@@ -31,6 +32,7 @@ use session::Channels;
 pub use client::Client;
 pub use problem::{Problem, Problems};
 pub use reader::Setting;
+pub use redis::{Backplane, BackplaneKind};
 pub use secret::Secret;
 pub use server::{Api, ApiListen, Drain, Handshake, Hub, Internal, Limits, Log, LogFormat, Tls};
 
@@ -88,6 +90,8 @@ pub struct Config {
     pub handshake: Handshake,
     /// Delivery on this node.
     pub hub: Hub,
+    /// What carries publications between nodes.
+    pub backplane: Backplane,
     /// Bounds of the embedded backplane.
     pub memory: MemoryLimits,
     /// How the process ends.
@@ -249,6 +253,9 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
     let (api, api_key) = server::api(&mut root, dev, kept.api_key.as_ref());
     let (client, hmac_secret) = client::read(&mut root, dev, kept.hmac_secret.as_ref());
     let channels = channels::read(&mut root, dev);
+    let mut backplane_section = root.section("backplane");
+    let memory = server::memory(&mut backplane_section);
+    let backplane = redis::read(&mut root, &mut backplane_section);
     Config {
         dev,
         listen,
@@ -261,7 +268,8 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         limits: server::limits(&mut root),
         handshake: server::handshake(&mut root),
         hub: server::hub(&mut root),
-        memory: server::memory(&mut root),
+        backplane,
+        memory,
         drain: server::drain(&mut root, dev),
         log: server::log(&mut root),
         generated: Generated { api_key, hmac_secret },

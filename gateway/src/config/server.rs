@@ -84,6 +84,8 @@ pub struct Hub {
     pub position_check: Duration,
     /// Channels compared per tenth of a second and shard.
     pub checks_per_tick: usize,
+    /// Subscribers told per tenth of a second and shard that their position is lost.
+    pub losses_per_tick: usize,
     /// How long a channel without subscribers keeps its interest.
     pub linger: Duration,
     /// Deliveries held back per channel while it is repaired.
@@ -176,7 +178,7 @@ pub(super) fn tls(root: &mut Section<'_>) -> Option<Tls> {
     }
 }
 
-fn check_certificates(path: &Path) -> Result<(), String> {
+pub(super) fn check_certificates(path: &Path) -> Result<(), String> {
     let pem = read_file(path)?;
     let mut count = 0;
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -186,7 +188,7 @@ fn check_certificates(path: &Path) -> Result<(), String> {
     if count == 0 { Err("has no certificate in it".to_owned()) } else { Ok(()) }
 }
 
-fn check_private_key(path: &Path) -> Result<(), String> {
+pub(super) fn check_private_key(path: &Path) -> Result<(), String> {
     let pem = read_file(path)?;
     PrivateKeyDer::from_pem_slice(pem.as_bytes())
         .map(|_| ())
@@ -236,6 +238,7 @@ pub(super) fn hub(root: &mut Section<'_>) -> Hub {
     Hub {
         position_check: section.duration("position_check", 40 * SECOND, SECOND..=24 * HOUR),
         checks_per_tick: section.count("checks_per_tick", 100, 1..=100_000),
+        losses_per_tick: section.count("losses_per_tick", 500, 1..=1_000_000),
         linger: section.duration("linger", 5 * SECOND, Duration::ZERO..=HOUR),
         hold_back_len: section.count("hold_back_len", 1024, 1..=1_000_000),
         hold_back_bytes: section.size("hold_back_bytes", 1 << 20, 1024..=1 << 30),
@@ -247,15 +250,15 @@ pub(super) fn hub(root: &mut Section<'_>) -> Hub {
     }
 }
 
-pub(super) fn memory(root: &mut Section<'_>) -> MemoryLimits {
+pub(super) fn memory(backplane: &mut Section<'_>) -> MemoryLimits {
     let defaults = MemoryLimits::default();
-    let mut backplane = root.section("backplane");
     let mut section = backplane.section("memory");
     MemoryLimits {
         history_bytes: section.size("history_bytes", defaults.history_bytes, 1 << 20..=1 << 40),
         channels: section.count("channels", defaults.channels, 1_000..=1_000_000_000),
         presence_entries: section.count("presence_entries", defaults.presence_entries, 1_000..=1_000_000_000),
         idempotency_keys: section.count("idempotency_keys", defaults.idempotency_keys, 1_000..=1_000_000_000),
+        session_bytes: section.size("session_bytes", defaults.session_bytes, 1 << 20..=1 << 40),
     }
 }
 

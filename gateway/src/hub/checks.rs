@@ -62,8 +62,12 @@ impl Hub {
         }
     }
 
-    /// Asks for the next positions that wait for it, as many as one tick allows.
+    /// Asks for the next positions that wait for it, as many as one tick allows, and none while others are being asked
+    /// for: a backplane that has just come back is asked by a whole fleet, and paces it by the time it takes to answer.
     pub(super) fn issue_checks(&mut self, now: Tick, port: &mut impl Port) {
+        if self.checks_under_way > 0 {
+            return;
+        }
         let mut batch = Vec::new();
         let mut busy = Vec::new();
         let mut budget = self.settings.checks_per_tick;
@@ -86,12 +90,14 @@ impl Hub {
         }
         self.checks.extend(busy);
         if !batch.is_empty() {
+            self.checks_under_way = batch.len();
             port.effect(Effect::CheckPositions(batch));
         }
     }
 
-    /// The answer to one [`Check`]. After an error the channel is asked about again, at the pace of checks.
+    /// The answer to one [`Check`]; each has to be answered, however it went. After an error the channel is asked about again, at the pace of checks.
     pub fn checked(&mut self, check: &Check, top: Result<StreamPosition, String>, port: &mut impl Port) {
+        self.checks_under_way = self.checks_under_way.saturating_sub(1);
         let Some(&index) = self.names.get(&check.channel) else { return };
         let channel = &mut self.channels[index as usize];
         let Ok(top) = top else {

@@ -207,19 +207,22 @@ impl Sink for Registry {
 
     fn disturbed(&self, disturbance: Disturbance) {
         // A top that was observed before may be stale: no shard starts from it any more.
-        match &disturbance {
-            Disturbance::Channel(channel) => {
-                if let Some(entry) = self.stripe(channel).lock().get_mut(channel) {
+        let shards = match &disturbance {
+            Disturbance::Channel(channel) => match self.stripe(channel).lock().get_mut(channel) {
+                Some(entry) => {
                     entry.confirmed = false;
+                    entry.shards
                 }
-            }
+                None => 0,
+            },
             Disturbance::All => {
                 for stripe in &self.stripes {
                     stripe.lock().values_mut().for_each(|entry| entry.confirmed = false);
                 }
+                u64::MAX
             }
-        }
-        for inbox in &self.inboxes {
+        };
+        for inbox in self.interested(shards) {
             inbox.push_control(Item::Disturbed(disturbance.clone()));
         }
     }

@@ -11,6 +11,9 @@ pub struct HubSettings {
     pub position_check: Duration,
     /// Channels compared per [`Hub::tick`](super::Hub::tick): with ten ticks a second 1,000 channels/s and shard.
     pub checks_per_tick: usize,
+    /// Subscribers told per tick that their position is lost: with ten ticks a second 5,000 per second and shard, each of
+    /// whom subscribes again.
+    pub losses_per_tick: usize,
     /// Deliveries held back per channel while it is repaired. 1,024 is a second of a busy channel.
     pub hold_back_len: usize,
     /// Bytes held back per channel. 1 MiB.
@@ -31,6 +34,7 @@ impl Default for HubSettings {
             linger: Duration::from_secs(5),
             position_check: Duration::from_secs(40),
             checks_per_tick: 100,
+            losses_per_tick: 500,
             hold_back_len: 1024,
             hold_back_bytes: 1 << 20,
             recovery_limit: 300,

@@ -128,6 +128,8 @@ pub struct Hub {
     lingering: VecDeque<(Tick, ChannelName)>,
     pub(super) retries: VecDeque<(Tick, ChannelName)>,
     pub(super) checks: VecDeque<ChannelName>,
+    /// Checks that were asked for and are not answered yet.
+    pub(super) checks_under_way: usize,
     pub(super) sweep_cursor: usize,
     subscriptions: usize,
     pub(super) next_serial: u64,
@@ -145,6 +147,7 @@ impl Hub {
             lingering: VecDeque::new(),
             retries: VecDeque::new(),
             checks: VecDeque::new(),
+            checks_under_way: 0,
             sweep_cursor: 0,
             subscriptions: 0,
             next_serial: 0,

@@ -1,41 +1,37 @@
 //! The control thread: internal listener, signals, sweeps, and the end.
 
-use std::net::TcpListener as StdListener;
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
 use axum::Router;
-use backplane::memory::MemoryBackplane;
+use axum::extract::Request;
+use backplane::NodeId;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tower::ServiceExt;
 
-use super::drain::{self, DrainTimes};
-use super::startup::{Places, Reload};
+use super::carrier::Carrier;
+use super::drain;
+use super::startup::{Options, Reload};
+use super::{Bound, Started};
+use crate::cluster::commands::Commands;
+use crate::cluster::follow::Follower;
+use crate::cluster::roster::Roster;
 use crate::node::Node;
-
-/// How often expired channels are freed. See [`MemoryBackplane::sweep`] for the budget.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-const SWEEP_BUDGET: usize = 10_000;
 
 /// How often the histogram samples are folded; without it they pile up.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(super) struct Control {
-    pub node: Arc<Node>,
-    pub memory: Arc<MemoryBackplane>,
-    pub prometheus: PrometheusHandle,
-    pub internal: StdListener,
-    pub internal_routes: Router,
-    pub drain: DrainTimes,
-    pub places: Places,
-    pub announce: Box<dyn Fn(&Places) -> String + Send>,
-    pub reload: Reload,
-    pub failures: mpsc::Receiver<String>,
-}
+/// How often the state of the backplane is looked at: it shows in metrics and readiness this late.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long the end of the process waits for the backplane to take note of it.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 struct Signals {
     terminate: Signal,
@@ -61,60 +57,39 @@ impl Signals {
     }
 }
 
-pub(super) fn run(control: Control) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(control))
-}
-
-async fn serve(control: Control) -> Result<ExitCode> {
-    let Control { node, memory, prometheus, internal, internal_routes, drain, places, announce, reload, failures } =
-        control;
+pub(super) async fn run(mut options: Options, bound: Bound, prometheus: PrometheusHandle) -> Result<ExitCode> {
+    let Bound { places, internal, listeners } = bound;
     let mut signals = Signals::new().context("cannot handle signals")?;
-    let internal = TcpListener::from_std(internal)?;
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(internal, internal_routes).await {
-            tracing::error!(%error, "the internal listener stopped");
-        }
-    });
-    let watched = node.clone();
-    tokio::spawn(async move {
-        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
-        let mut refusals = 0;
-        loop {
-            interval.tick().await;
-            while memory.sweep(SWEEP_BUDGET) {
-                tokio::task::yield_now().await;
-            }
-            let stats = memory.stats();
-            if stats.refusals > refusals {
-                let new = stats.refusals - refusals;
-                refusals = stats.refusals;
-                tracing::warn!(refused = new, ?stats, "a limit under backplane.memory is reached: calls are refused");
-            }
-            crate::metrics::memory(&stats);
-            crate::metrics::jwks(&watched.runtime().verifier.jwks_stats());
-        }
-    });
-    tokio::spawn(async move {
-        let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
-        loop {
-            interval.tick().await;
-            prometheus.run_upkeep();
-        }
-    });
-    // The memory backplane is there from the start.
-    gauge!(crate::metrics::BACKPLANE_UP).set(1.0);
+    let routes: Routes = Arc::new(ArcSwap::from_pointee(crate::ops::starting(prometheus.clone())));
+    serve_internal(TcpListener::from_std(internal)?, routes.clone());
+    gauge!(crate::metrics::BACKPLANE_UP).set(0.0);
+    print!("{}", (options.announce)(&places));
+    let carrier = tokio::select! {
+        carrier = Carrier::connect(&options.backplane, options.memory, &options.name) => carrier?,
+        () = signals.stop() => return Ok(ExitCode::SUCCESS),
+    };
+    let runtime = options.runtime.take().context("the runtime is taken once")?;
+    let Started { node, internal_routes, failures } =
+        super::start(&mut options, &carrier, listeners, &prometheus, runtime)?;
+    routes.store(Arc::new(internal_routes));
+    tokio::spawn(carrier.clone().look_after());
+    tokio::spawn(watch(node.clone(), prometheus));
+    let roster = tokio::select! {
+        roster = join_fleet(&node, &carrier) => roster,
+        () = signals.stop() => return Ok(ExitCode::SUCCESS),
+    };
     node.set_ready();
-    print!("{}", announce(&places));
     tracing::info!(public = %places.public, internal = %places.internal, "ready");
+    roster.report(&node).await;
+    tokio::spawn(roster.clone().run(node.clone()));
 
-    let mut watch = tokio::time::interval(Duration::from_secs(1));
+    let mut look = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
-            _ = signals.hangup.recv() => reload_now(&node, &reload),
-            _ = watch.tick() => {
+            _ = signals.hangup.recv() => reload_now(&node, &options.reload),
+            _ = look.tick() => {
                 if let Ok(failure) = failures.try_recv() {
                     anyhow::bail!("{failure}");
                 }
@@ -122,12 +97,69 @@ async fn serve(control: Control) -> Result<ExitCode> {
         }
     }
     tokio::select! {
-        drained = drain::drain(&node, drain) => Ok(drained),
+        drained = drain::drain(&node, options.drain) => {
+            let goodbye = async {
+                roster.leave().await;
+                carrier.close().await;
+            };
+            // Others notice by themselves when it does not work out.
+            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+            Ok(drained)
+        }
         () = signals.stop() => {
             tracing::warn!(connections = node.connections(), "second signal: exiting at once");
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// The routes of the internal listener, replaced when the backplane is there.
+type Routes = Arc<ArcSwap<Router>>;
+
+fn serve_internal(listener: TcpListener, routes: Routes) {
+    let current = Router::new().fallback(move |request: Request| {
+        let routes = routes.load().as_ref().clone();
+        async move {
+            let Ok(response) = routes.oneshot(request).await;
+            response
+        }
+    });
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, current).await {
+            tracing::error!(%error, "the internal listener stopped");
+        }
+    });
+}
+
+/// Reads what others keep count of, for the metrics and for readiness.
+async fn watch(node: Arc<Node>, prometheus: PrometheusHandle) {
+    let mut looks = tokio::time::interval(LOOK_INTERVAL);
+    let mut upkeep = Instant::now();
+    loop {
+        looks.tick().await;
+        let status = node.backplane.status();
+        node.set_backplane_up(status.is_up);
+        crate::metrics::backplane(&status);
+        crate::metrics::jwks(&node.runtime().verifier.jwks_stats());
+        if upkeep.elapsed() >= UPKEEP_INTERVAL {
+            upkeep = Instant::now();
+            prometheus.run_upkeep();
+        }
+    }
+}
+
+/// Makes this node one of the fleet: from here on it carries out what others ask of all.
+async fn join_fleet(node: &Arc<Node>, carrier: &Carrier) -> Arc<Roster> {
+    let id = NodeId(node.uid);
+    let commands = Arc::new(Commands::new(id, carrier.streams(), carrier.members()));
+    let roster = Arc::new(Roster::new(id, carrier.streams(), carrier.members()));
+    let follower = Follower::start(node.clone(), commands.clone(), roster.clone()).await;
+    tokio::spawn(follower.run());
+    if carrier.is_shared() {
+        node.join_fleet(commands);
+    }
+    node.set_roster(roster.clone());
+    roster
 }
 
 /// SIGHUP: keys, origins and namespaces. A configuration with mistakes changes nothing.

@@ -1,10 +1,11 @@
 //! Putting the gateway together: bind, start the shards, serve, drain.
 //!
 //! ```text
-//!   main thread: control runtime (signals, internal listener, sweeps, drain)
+//!   main thread: control runtime (backplane, fleet, signals, internal listener, sweeps, drain)
 //!   shard 0..n : own thread, own current-thread runtime, own listener
 //! ```
 
+mod carrier;
 mod control;
 mod drain;
 mod startup;
@@ -19,16 +20,17 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use axum::Router;
-use backplane::memory::MemoryBackplane;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::LocalSet;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::hub::HubSettings;
-use crate::node::Node;
+use crate::node::{Node, Runtime};
 use crate::shard::Shard;
 use crate::shard::inbox::Inbox;
 use crate::transport::accept::{self, Acceptor, AcceptorOptions};
 
+use carrier::Carrier;
 pub use startup::{Options, Places};
 
 /// The binary: arguments and environment in, exit code out.
@@ -39,7 +41,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: BTreeMap<
 /// Serves until a signal ends it, then drains.
 ///
 /// # Errors
-/// When an address cannot be bound or a thread cannot be started. Nothing has been accepted then.
+/// When an address cannot be bound, a thread cannot be started, or the backplane refuses this node. Nothing has been
+/// accepted then.
 pub fn serve(options: Options) -> Result<ExitCode> {
     let prometheus = crate::metrics::install()?;
     let (public, listeners) = accept::bind(options.listen, options.shards)
@@ -48,11 +51,35 @@ pub fn serve(options: Options) -> Result<ExitCode> {
         .with_context(|| format!("cannot listen on {} (internal.listen)", options.internal_listen))?;
     internal.set_nonblocking(true)?;
     let places = Places { public, internal: internal.local_addr()?, tls: options.tls.is_some() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(control::run(options, Bound { places, internal, listeners }, prometheus))
+}
 
-    let memory = Arc::new(MemoryBackplane::new(options.memory));
+/// What was bound before anything else was done.
+struct Bound {
+    places: Places,
+    internal: StdListener,
+    /// One for each shard.
+    listeners: Vec<StdListener>,
+}
+
+/// What runs once the backplane is there.
+struct Started {
+    node: Arc<Node>,
+    internal_routes: Router,
+    failures: mpsc::Receiver<String>,
+}
+
+/// Starts the shards, which accept clients from here on.
+fn start(
+    options: &mut Options,
+    carrier: &Carrier,
+    listeners: Vec<StdListener>,
+    prometheus: &PrometheusHandle,
+    runtime: Runtime,
+) -> Result<Started> {
     let inboxes: Vec<_> = (0..options.shards).map(|_| Arc::new(Inbox::new(options.inbox))).collect();
-    let node =
-        Node::new(options.name.clone(), memory.clone(), inboxes.clone(), options.runtime, options.connections_max);
+    let node = Node::new(options.name.clone(), carrier.streams(), inboxes.clone(), runtime, options.connections_max);
 
     // A bug in one request costs that request, not the connection it shares with others.
     let api = crate::api::router(node.clone(), options.api).layer(CatchPanicLayer::new());
@@ -69,24 +96,17 @@ pub fn serve(options: Options) -> Result<ExitCode> {
         public_routes = public_routes.merge(crate::demo::router());
     }
 
-    let acceptor =
-        AcceptorOptions { node: node.clone(), router: public_routes, tls: options.tls, handshake: options.handshake };
+    let acceptor = AcceptorOptions {
+        node: node.clone(),
+        router: public_routes,
+        tls: options.tls.take(),
+        handshake: options.handshake.clone(),
+    };
     let (failed, failures) = mpsc::channel();
     for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         start_shard(index, &node, inbox, options.hub, listener, acceptor.clone(), failed.clone())?;
     }
-    control::run(control::Control {
-        node,
-        memory,
-        prometheus,
-        internal,
-        internal_routes,
-        drain: options.drain,
-        places,
-        announce: options.announce,
-        reload: options.reload,
-        failures,
-    })
+    Ok(Started { node, internal_routes, failures })
 }
 
 /// Starts the thread of a shard.

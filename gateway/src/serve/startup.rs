@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 use super::drain::DrainTimes;
 use super::websocket_url;
 use crate::cli::{self, Command};
-use crate::config::{ApiListen, Config, Handshake, Log, LogFormat, Sources};
+use crate::config::{ApiListen, BackplaneKind, Config, Handshake, Log, LogFormat, Sources};
 use crate::hub::HubSettings;
 use crate::hub::registry::SHARDS_MAX;
 use crate::node::Runtime;
@@ -45,12 +45,14 @@ pub struct Options {
     pub shards: usize,
     /// TLS for clients.
     pub tls: Option<TlsAcceptor>,
-    /// What can be reloaded.
-    pub runtime: Runtime,
+    /// What can be reloaded; taken when the node starts.
+    pub runtime: Option<Runtime>,
     /// Delivery on this node.
     pub hub: HubSettings,
     /// Bounds between threads.
     pub inbox: InboxLimits,
+    /// What carries publications between nodes.
+    pub backplane: BackplaneKind,
     /// Bounds of the embedded backplane.
     pub memory: MemoryLimits,
     /// Client connections at most.
@@ -135,7 +137,8 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
         internal_listen: config.internal.listen,
         shards,
         tls,
-        runtime: Runtime::new(&config, None)?,
+        runtime: Some(Runtime::new(&config, None)?),
+        backplane: config.backplane.kind.clone(),
         hub: hub_settings(&config),
         inbox: InboxLimits { deliveries: config.hub.queue_len, bytes: config.hub.queue_bytes },
         memory: config.memory,
@@ -159,6 +162,7 @@ fn hub_settings(config: &Config) -> HubSettings {
         linger: config.hub.linger,
         position_check: config.hub.position_check,
         checks_per_tick: config.hub.checks_per_tick,
+        losses_per_tick: config.hub.losses_per_tick,
         hold_back_len: config.hub.hold_back_len,
         hold_back_bytes: config.hub.hold_back_bytes,
         recovery_limit: config.client.session.recovery_limit,

@@ -163,6 +163,7 @@ impl Shard {
             }
             Output::Join(join) => self.join(conn, join),
             Output::Leave { channel, hub, presence } => {
+                self.losses.borrow_mut().ended(connection.key, &channel);
                 if hub {
                     let now = self.now().tick;
                     self.hub.borrow_mut().leave(connection.key, &channel, now);
@@ -574,7 +575,11 @@ impl Port for ShardPort<'_> {
         match effect {
             // At once: a publication sent to this connection next must come after the reply.
             Effect::Joined { conn, channel, result } => self.feed(conn, Input::Joined { channel, result }),
-            Effect::PositionLost { conn, channel } => self.feed(conn, Input::PositionLost { channel }),
+            Effect::PositionLost { conn, channel } => {
+                if self.shard.losses.borrow_mut().admit(conn, &channel) {
+                    self.feed(conn, Input::PositionLost { channel });
+                }
+            }
             Effect::Interest(_)
             | Effect::Release(_)
             | Effect::Read { .. }

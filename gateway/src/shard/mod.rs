@@ -2,7 +2,8 @@
 //!
 //! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
 //! session, task), `drive` (carrying out what sessions and the hub ask for), `pass` (fan-out), [`batch`]
-//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks), [`wheel`], `users`.
+//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
+//! [`wheel`], `users`, `losses`.
 
 pub mod batch;
 pub mod command;
@@ -10,6 +11,7 @@ mod commands;
 pub mod connection;
 mod drive;
 pub mod inbox;
+mod losses;
 mod pass;
 mod perform;
 mod users;
@@ -29,6 +31,7 @@ use slab::Slab;
 use self::batch::Batches;
 use self::connection::{Connection, ConnectionTask, Phase};
 use self::inbox::Inbox;
+use self::losses::Losses;
 use self::users::Users;
 use self::wheel::Wheel;
 use crate::hub::shard_hub::HubCounters;
@@ -70,6 +73,7 @@ pub struct Shard {
     connections: RefCell<Slab<Rc<Connection>>>,
     next_generation: Cell<u32>,
     users: RefCell<Users>,
+    losses: RefCell<Losses>,
     wheel: RefCell<Wheel>,
     batches: RefCell<Batches>,
     /// Connections with a batch.
@@ -112,6 +116,7 @@ impl Shard {
             connections: RefCell::new(Slab::new()),
             next_generation: Cell::new(0),
             users: RefCell::default(),
+            losses: RefCell::new(Losses::new(hub.losses_per_tick)),
             wheel: RefCell::new(Wheel::new(now)),
             batches: RefCell::default(),
             dirty: RefCell::default(),

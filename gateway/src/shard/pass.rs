@@ -6,9 +6,11 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::Shard;
+use session::io::Input;
+
 use super::drive::AbortOnPanic;
 use super::inbox::Item;
+use super::{Shard, Work};
 
 /// Deliveries of one pass. More would only make the joined buffers larger, not the writes fewer.
 const DELIVERIES_PER_PASS: usize = 1024;
@@ -50,6 +52,12 @@ impl Shard {
             self.turn_wheel();
             let now = self.now().tick;
             self.with_hub(|hub, port| hub.tick(now, port));
+            let due = self.losses.borrow_mut().due();
+            for (conn, channel) in due {
+                if let Some(connection) = self.connection(conn) {
+                    self.enqueue(Work::Input(connection, Input::PositionLost { channel }));
+                }
+            }
             self.run();
             self.report();
         }

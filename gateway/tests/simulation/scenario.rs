@@ -222,6 +222,7 @@ fn hub_settings(random: &mut Random, announced: bool, tight: bool) -> HubSetting
         linger: millis(random.pick(&[100, 1000, 5000])),
         position_check: millis(if announced { 600_000 } else { 4_000 }),
         checks_per_tick: random.pick(&[1, 100]),
+        losses_per_tick: 500,
         hold_back_len: if few { random.pick(&[1, 4, 16]) } else { 1024 },
         hold_back_bytes: if tight && random.per_mille(200) { 2048 } else { 1 << 20 },
         recovery_limit: if tight { random.pick(&[1, 5, 300]) } else { 300 },

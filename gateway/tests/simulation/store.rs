@@ -39,7 +39,7 @@ pub struct Accepted {
 pub const NUMBER_TAG: &str = "number";
 
 enum Kind {
-    Memory { backplane: MemoryBackplane, out: Arc<Outbox> },
+    Memory { backplane: Box<MemoryBackplane>, out: Arc<Outbox> },
     Lineage(Lineage),
 }
 
@@ -79,7 +79,7 @@ impl Store {
                 backplane.attach(out.clone());
                 // Who gets what is decided outside: here everything is wanted.
                 ready(backplane.subscribe(&CHANNELS.map(ChannelName::from)));
-                Kind::Memory { backplane, out }
+                Kind::Memory { backplane: Box::new(backplane), out }
             }
             StoreKind::Lineage { sparse } => Kind::Lineage(Lineage::new(sparse, random)),
         };

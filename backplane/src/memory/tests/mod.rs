@@ -1,7 +1,9 @@
 //! Tests of what is particular to the in-memory backplane; the promises it shares are in the conformance suite.
 
+mod fleet;
 mod limits;
 mod model;
+mod sessions;
 mod threads;
 
 use std::sync::Arc;
@@ -53,6 +55,9 @@ impl Bench {
     fn stats(&self) -> MemoryStats {
         for stripe in &self.backplane.stripes {
             stripe.lock().check();
+        }
+        for sessions in &self.backplane.sessions {
+            sessions.lock().check();
         }
         self.backplane.stats()
     }

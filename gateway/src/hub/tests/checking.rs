@@ -129,9 +129,16 @@ fn checks_are_spread_over_ticks() {
     for _ in 0..3 {
         bench.hub.disturbed(None);
     }
-    for expected in [&["check aa@5 bb@5"][..], &["check cc@5 dd@5"], &["check ee@5"], &[]] {
+    for (expected, checks) in [(&["check aa@5 bb@5"][..], 2), (&["check cc@5 dd@5"], 2), (&["check ee@5"], 1), (&[], 0)]
+    {
         bench.wait(Duration::from_millis(100));
         bench.expect(expected);
+        // Until they are answered no others are asked for.
+        bench.wait(Duration::from_secs(1));
+        bench.expect(&[]);
+        for _ in 0..checks {
+            bench.checked("e", 5);
+        }
     }
 }
 
@@ -144,6 +151,7 @@ fn a_storm_of_disturbances_queues_a_channel_once() {
     }
     bench.wait(Duration::from_secs(20));
     bench.expect(&["check news@5"]);
+    bench.checked("e", 5);
     bench.hub.disturbed(Some(CHANNEL));
     bench.wait(Duration::from_millis(100));
     bench.expect(&["check news@5"]);

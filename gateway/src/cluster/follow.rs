@@ -1,0 +1,224 @@
+//! Carrying out what any node asks of all, in the order of the commands' channel, each command once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backplane::{
+    Backplane, BackplaneError, ChannelName, Delivery, HistoryQuery, NodeId, Offset, Previous, Publication,
+    StreamPosition,
+};
+use metrics::{Counter, counter};
+
+use super::commands::Commands;
+use super::inbox::ClusterInbox;
+use super::roster::Roster;
+use super::wire::{Answer, Call, Request, WireResult};
+use super::{COMMANDS_KEPT, answers_channel, commands_channel, digest_channel};
+use crate::metrics::COMMAND_GAPS;
+use crate::node::Node;
+use crate::shard::command::Action;
+
+/// How often the position is compared with the backplane's although nothing seems missing.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+
+/// Pause before a failed read or subscribe is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The following side: one task per node.
+pub struct Follower {
+    node: Arc<Node>,
+    id: NodeId,
+    commands: Arc<Commands>,
+    roster: Arc<Roster>,
+    inbox: Arc<ClusterInbox>,
+    backplane: Arc<dyn Backplane>,
+    commands_channel: ChannelName,
+    answers_channel: ChannelName,
+    /// The last command that was carried out, or passed over at the start.
+    at: StreamPosition,
+    repaired_total: Counter,
+    lost_total: Counter,
+}
+
+impl Follower {
+    /// Subscribes the fleet's channels; what was commanded before is for the connections that were there before. Tries
+    /// until it succeeds.
+    pub async fn start(node: Arc<Node>, commands: Arc<Commands>, roster: Arc<Roster>) -> Self {
+        let id = NodeId(node.uid);
+        let (backplane, inbox) = (node.backplane.clone(), node.cluster_inbox.clone());
+        let channels = [commands_channel(), answers_channel(id), digest_channel()];
+        let at = loop {
+            match begin(&*backplane, &channels).await {
+                Ok(at) => break at,
+                Err(error) => {
+                    tracing::debug!(%error, "the channels of the fleet are not subscribed yet");
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
+            }
+        };
+        Self {
+            node,
+            id,
+            commands,
+            roster,
+            inbox,
+            backplane,
+            commands_channel: commands_channel(),
+            answers_channel: answers_channel(id),
+            at,
+            repaired_total: counter!(COMMAND_GAPS, "outcome" => "repaired"),
+            lost_total: counter!(COMMAND_GAPS, "outcome" => "lost"),
+        }
+    }
+
+    /// Follows for ever.
+    pub async fn run(mut self) {
+        let mut check = tokio::time::interval(CHECK_EVERY);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut is_behind = false;
+        loop {
+            tokio::select! {
+                () = self.inbox.ready() => {}
+                _ = check.tick() => is_behind = true,
+                () = tokio::time::sleep(RETRY_AFTER), if is_behind => {}
+            }
+            let taken = self.inbox.take();
+            is_behind |= taken.disturbed;
+            for (channel, delivery) in taken.deliveries {
+                if channel == self.commands_channel {
+                    is_behind |= self.delivered(delivery, is_behind).await;
+                } else if channel == self.answers_channel {
+                    self.answered(&delivery);
+                } else if let Delivery::Unpositioned(publication) = delivery {
+                    self.roster.heard(&publication.data);
+                }
+            }
+            if is_behind {
+                is_behind = !self.catch_up().await;
+            }
+        }
+    }
+
+    /// True if history has to be read before anything else is carried out.
+    async fn delivered(&mut self, delivery: Delivery, is_behind: bool) -> bool {
+        match delivery {
+            Delivery::Unpositioned(publication) => {
+                self.question(&publication);
+                false
+            }
+            Delivery::Positioned { epoch, previous, publication } => {
+                let offset = publication.offset.unwrap_or(Offset(0));
+                if epoch == self.at.epoch && offset <= self.at.offset {
+                    return false;
+                }
+                if is_behind || epoch != self.at.epoch || previous != Previous::Known(self.at.offset) {
+                    return true;
+                }
+                self.carry_out(&publication).await;
+                self.at.offset = offset;
+                false
+            }
+            Delivery::Presence(_) => false,
+        }
+    }
+
+    fn answered(&self, delivery: &Delivery) {
+        let Delivery::Unpositioned(publication) = delivery else { return };
+        match Answer::decode(&publication.data) {
+            Ok(answer) => self.commands.answered(answer),
+            Err(error) => tracing::warn!(%error, "an answer of another node is not understood"),
+        }
+    }
+
+    /// Reads what came after the last command and carries it out; false if it has to be tried again.
+    async fn catch_up(&mut self) -> bool {
+        // All that are kept at most, so that one read tells whether something is missing.
+        let query = HistoryQuery::since(self.at.clone(), COMMANDS_KEPT.size);
+        let page = match self.backplane.history(&self.commands_channel, query, COMMANDS_KEPT).await {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::debug!(%error, "commands of other nodes cannot be read yet");
+                return false;
+            }
+        };
+        if page.top == self.at {
+            return true;
+        }
+        if page.covered {
+            self.repaired_total.increment(page.publications.len() as u64);
+        } else {
+            // Their callers were told that this node did not answer.
+            self.lost_total.increment(1);
+            tracing::warn!("commands of other nodes were missed: this node was away for longer than they are kept");
+        }
+        for stored in &page.publications {
+            self.carry_out(&stored.publication).await;
+        }
+        self.at = page.top;
+        true
+    }
+
+    /// One stored command.
+    async fn carry_out(&self, publication: &Publication) {
+        let Some(call) = decode(publication) else { return };
+        let result = match call.request {
+            Request::Apply { target, action } => match Action::try_from(action) {
+                Ok(action) => match self.node.apply_here(target.into(), action).await {
+                    Ok(applied) => applied.into(),
+                    Err(error) => WireResult::Failed(error.to_string()),
+                },
+                Err(reason) => WireResult::Failed(reason),
+            },
+            _ => WireResult::Failed("not a command that this version knows".to_owned()),
+        };
+        self.answer(NodeId(call.from), Answer::new(call.id, self.id, result));
+    }
+
+    /// One question, whose answer may take a while and changes nothing.
+    fn question(&self, publication: &Publication) {
+        let Some(call) = decode(publication) else { return };
+        let (node, commands, id) = (self.node.clone(), self.commands.clone(), self.id);
+        tokio::spawn(async move {
+            let result = match call.request {
+                Request::Channels { pattern } => node.channels_here(&pattern).await.map(|channels| {
+                    let named = channels.into_iter().map(|(name, subscribers)| (name.as_str().to_owned(), subscribers));
+                    WireResult::Channels(named.collect())
+                }),
+                Request::Info {} => node.info_here().await.map(|info| WireResult::Info(Box::new(info))),
+                _ => Err("not a question that this version knows".to_owned()),
+            };
+            let answer = Answer::new(call.id, id, result.unwrap_or_else(WireResult::Failed));
+            if call.from == id.0 {
+                commands.answered(answer);
+            } else {
+                commands.answer(NodeId(call.from), &answer).await;
+            }
+        });
+    }
+
+    /// Answers beside the commands that follow, so that a slow backplane does not hold them up.
+    fn answer(&self, to: NodeId, answer: Answer) {
+        if to == self.id {
+            self.commands.answered(answer);
+        } else {
+            let commands = self.commands.clone();
+            tokio::spawn(async move { commands.answer(to, &answer).await });
+        }
+    }
+}
+
+async fn begin(backplane: &dyn Backplane, channels: &[ChannelName]) -> Result<StreamPosition, BackplaneError> {
+    backplane.subscribe(channels).await?;
+    let tops = backplane.positions(&[(commands_channel(), COMMANDS_KEPT)]).await?;
+    tops.into_iter().next().ok_or_else(|| BackplaneError::Protocol("no position in the answer".to_owned()))
+}
+
+fn decode(publication: &Publication) -> Option<Call> {
+    match Call::decode(&publication.data) {
+        Ok(call) => Some(call),
+        Err(error) => {
+            tracing::warn!(%error, "a command of another node is not understood");
+            None
+        }
+    }
+}

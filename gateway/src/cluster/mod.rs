@@ -1,0 +1,38 @@
+//! The fleet as one node sees it: commands that must reach every node, and what the nodes know of each other.
+//!
+//! Reading order: this page, [`inbox`] (deliveries of the fleet's own channels), `wire` (what nodes say to each other),
+//! [`commands`] (asking every node), [`follow`] (doing what others ask), [`roster`] (reports, the coordinator and its digest).
+//!
+//! No node talks to another directly: everything goes over channels of the backplane that no client can use, under
+//! [`INTERNAL_PREFIX`]. Commands that change something are stored in a positioned channel, so that a node which lost one
+//! reads it from history like any other publication: an API `disconnect` is not lost. Questions are not stored.
+
+pub mod commands;
+pub mod follow;
+pub mod inbox;
+pub mod roster;
+mod wire;
+
+use std::time::Duration;
+
+use backplane::{ChannelName, HistoryOptions, INTERNAL_PREFIX, NodeId};
+
+/// How many commands are kept, and how long: a node that was away longer, or for more of them, goes on without. Callers
+/// were told within [`commands::ANSWER_TIMEOUT`] that it did not answer.
+const COMMANDS_KEPT: HistoryOptions =
+    HistoryOptions { size: 4096, ttl: Duration::from_secs(60), meta_ttl: Duration::from_secs(24 * 3600) };
+
+/// Where commands and questions to every node are published.
+fn commands_channel() -> ChannelName {
+    ChannelName::from(format!("{INTERNAL_PREFIX}commands"))
+}
+
+/// Where the answers for one node are published.
+fn answers_channel(node: NodeId) -> ChannelName {
+    ChannelName::from(format!("{INTERNAL_PREFIX}answers:{node}"))
+}
+
+/// Where the coordinator publishes its digest.
+fn digest_channel() -> ChannelName {
+    ChannelName::from(format!("{INTERNAL_PREFIX}digest"))
+}
