@@ -53,7 +53,7 @@ async fn subscribe_unsubscribe_and_refresh_reach_every_node() {
     }
     api.ok("refresh", json!({ "user": "ann", "expired": true })).await;
     for client in [&mut here, &mut there] {
-        client.expect_close(3005, "expired").await;
+        client.expect_close(3005, "connection expired").await;
     }
     // None of it was for another user: nothing but the reply comes.
     let reply = other.call(json!({ "rpc": { "method": "nothing" } })).await;
