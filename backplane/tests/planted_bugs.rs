@@ -2,7 +2,7 @@
 
 mod support;
 
-use backplane::conformance::{self, Factory, run_all};
+use backplane::conformance::{self, Factory, run_all, run_all_stores};
 
 use support::broken::{Broken, Bug};
 use support::{Wrapped, ready_at_once};
@@ -14,11 +14,12 @@ fn planted(bug: Bug) -> impl Factory<Backplane = Broken> {
 #[test]
 fn without_a_bug_the_wrapper_passes() {
     ready_at_once(run_all(&planted(Bug::Nothing))).expect("every case passes");
+    ready_at_once(run_all_stores(&planted(Bug::Nothing))).expect("every case passes");
 }
 
-/// One test per bug: every listed case must report a violation, and so must the suite as a whole.
+/// One test per bug: every listed case must report a violation, and so must the list of cases as a whole.
 macro_rules! found {
-    ($($test:ident: $bug:ident by $($case:ident),+;)+) => {
+    ($all:ident: $($test:ident: $bug:ident by $($case:ident),+;)+) => {
         $(
             #[test]
             fn $test() {
@@ -26,13 +27,14 @@ macro_rules! found {
                     let outcome = ready_at_once(conformance::$case(&planted(Bug::$bug)));
                     assert!(outcome.is_err(), "{} does not find it", stringify!($case));
                 )+
-                ready_at_once(run_all(&planted(Bug::$bug))).expect_err("the suite does not find it");
+                ready_at_once($all(&planted(Bug::$bug))).expect_err("the suite does not find it");
             }
         )+
     };
 }
 
 found! {
+    run_all:
     previous_is_one_too_low: PreviousIsOneTooLow by deliveries_come_in_order, concurrent_publishers_keep_the_chain;
     previous_is_never_known: PreviousIsNeverKnown by deliveries_come_in_order;
     deliveries_swap_places: DeliveriesSwapPlaces by deliveries_come_in_order, concurrent_publishers_keep_the_chain;
@@ -82,4 +84,46 @@ found! {
     presence_spans_channels: PresenceSpansChannels by presence_is_per_channel;
     presence_is_never_removed: PresenceIsNeverRemoved by presence_adds_and_removes;
     presence_lists_are_cut: PresenceListsAreCut by presence_holds_many_members;
+}
+
+found! {
+    run_all_stores:
+    reports_never_end: ReportsNeverEnd by reports_end_unless_renewed, withdrawn_reports_are_gone;
+    ages_stand_still: AgesStandStill by reports_end_unless_renewed;
+    long_reports_are_cut: LongReportsAreCut by long_reports_are_refused;
+    withdrawals_are_ignored: WithdrawalsAreIgnored by withdrawn_reports_are_gone;
+    leases_go_to_two: LeasesGoToTwo by leases_have_one_holder, racing_holders_get_one_lease, released_leases_are_free,
+        leases_end_unless_renewed;
+    leases_are_one: LeasesAreOne by leases_have_one_holder;
+    leases_never_end: LeasesNeverEnd by leases_end_unless_renewed, ended_leases_are_taken_anew;
+    tokens_go_back: TokensGoBack by released_leases_are_free, leases_end_unless_renewed, ended_leases_are_taken_anew;
+    tokens_change_with_renewals: TokensChangeWithRenewals by leases_have_one_holder, leases_end_unless_renewed;
+    tokens_restart_after_a_loss: TokensRestartAfterALoss by lost_leases_reuse_no_token;
+    holders_keep_their_tokens: HoldersKeepTheirTokens by released_leases_are_free, ended_leases_are_taken_anew;
+    anybody_releases: AnybodyReleases by released_leases_are_free;
+    releases_are_ignored: ReleasesAreIgnored by released_leases_are_free, racing_holders_get_one_lease;
+    users_share_sessions: UsersShareSessions by odd_session_ids_are_kept_apart, the_oldest_of_too_many_sessions_leaves;
+    user_ids_ignore_case: UserIdsIgnoreCase by odd_session_ids_are_kept_apart;
+    session_ids_ignore_case: SessionIdsIgnoreCase by odd_session_ids_are_kept_apart;
+    null_bytes_end_session_ids: NullBytesEndSessionIds by odd_session_ids_are_kept_apart;
+    long_session_ids_are_cut: LongSessionIdsAreCut by large_sessions_are_refused;
+    session_cap_is_ignored: SessionCapIsIgnored by the_oldest_of_too_many_sessions_leaves,
+        ended_sessions_take_no_place;
+    sessions_die_young: SessionsDieYoung by sessions_end_unless_touched;
+    sessions_never_end: SessionsNeverEnd by sessions_end_unless_touched, ended_sessions_take_no_place;
+    large_sessions_are_cut: LargeSessionsAreCut by large_sessions_are_refused;
+    stale_writes_are_accepted: StaleWritesAreAccepted by stale_writers_are_told_the_record,
+        racing_writers_have_one_winner, sessions_are_created_once;
+    conflicts_hide_the_record: ConflictsHideTheRecord by stale_writers_are_told_the_record,
+        racing_writers_have_one_winner, sessions_are_created_once;
+    revisions_are_reused: RevisionsAreReused by deleted_sessions_are_gone, sessions_end_unless_touched,
+        lost_sessions_reuse_no_revision;
+    touches_are_ignored: TouchesAreIgnored by sessions_end_unless_touched;
+    touches_are_writes: TouchesAreWrites by sessions_end_unless_touched, the_oldest_of_too_many_sessions_leaves;
+    deletes_are_ignored: DeletesAreIgnored by deleted_sessions_are_gone;
+    revocations_are_ignored: RevocationsAreIgnored by revoked_sessions_need_authorisation, new_sessions_are_authorised,
+        touched_sessions_stay_revoked;
+    revocations_last_for_ever: RevocationsLastForEver by revoked_sessions_need_authorisation,
+        new_sessions_are_authorised;
+    any_write_authorises: AnyWriteAuthorises by revoked_sessions_need_authorisation;
 }

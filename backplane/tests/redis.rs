@@ -75,3 +75,33 @@ fn several_connections_pass() {
     let outcome = run(backplane::conformance::run_all_stores(&spread()));
     outcome.expect("every case passes");
 }
+
+/// A server that refuses whatever a Redis Cluster refuses: scripts whose keys are not all in one slot.
+#[test]
+fn every_script_keeps_to_one_slot() {
+    use backplane::conformance as suite;
+    let server = Server::start(&["--save", "", "--appendonly", "no", "--cluster-enabled", "yes"]);
+    assert_eq!(server.admin("CLUSTER ADDSLOTSRANGE 0 16383"), "+OK");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    run(async {
+        while server.admin("GET nothing") != "$-1" {
+            assert!(Instant::now() < deadline, "the slots are not served: {}", server.admin("GET nothing"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(server.admin("MGET a b").starts_with("-CROSSSLOT"), "the server minds slots");
+    let config = server.config();
+    let redis = Redis { server: Mutex::new(server), config };
+    let outcome = run(async {
+        suite::reports_are_seen_by_all_nodes(&redis).await?;
+        suite::withdrawn_reports_are_gone(&redis).await?;
+        suite::leases_have_one_holder(&redis).await?;
+        suite::released_leases_are_free(&redis).await?;
+        suite::stale_writers_are_told_the_record(&redis).await?;
+        suite::deleted_sessions_are_gone(&redis).await?;
+        suite::the_oldest_of_too_many_sessions_leaves(&redis).await?;
+        suite::odd_session_ids_are_kept_apart(&redis).await?;
+        suite::revoked_sessions_need_authorisation(&redis).await
+    });
+    outcome.expect("every case passes");
+}

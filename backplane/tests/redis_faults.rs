@@ -9,115 +9,17 @@ use std::time::{Duration, Instant};
 
 use backplane::redis::{RedisBackplane, RedisConfig};
 use backplane::{
-    Backplane, BackplaneError, ChannelName, ClientId, ClientInfo, Delivery, Disturbance, HistoryOptions, HistoryPage,
-    HistoryQuery, NewPublication, PresenceEvent, PresenceStore, Previous, PublishOptions, Published, Sink,
-    StreamPosition,
+    Backplane, BackplaneError, ChannelName, ClientId, ClientInfo, Delivery, Disturbance, HistoryQuery, PresenceEvent,
+    PresenceStore, Previous, Sink, StreamPosition,
 };
 use bytes::Bytes;
 use nix::sys::signal::Signal;
+use redis_server::node::{DEADLINE, Event, Events, KEEP, Node, again, channel, texts};
 use redis_server::{APPEND_ONLY, Server, VOLATILE, run};
 use tokio::sync::mpsc;
 
-const DEADLINE: Duration = Duration::from_secs(20);
-
-const KEEP: HistoryOptions =
-    HistoryOptions { size: 10_000, ttl: Duration::from_secs(300), meta_ttl: Duration::from_secs(600) };
-
 /// A jump takes the offset from the clock; without one it is a small count.
 const JUMPED: u64 = 1 << 50;
-
-enum Event {
-    Delivered(Delivery),
-    Disturbed(Disturbance),
-}
-
-struct Events(mpsc::UnboundedSender<Event>);
-
-impl Sink for Events {
-    fn deliver(&self, _: &ChannelName, delivery: Delivery) {
-        // The test may have ended.
-        let _ = self.0.send(Event::Delivered(delivery));
-    }
-
-    fn disturbed(&self, disturbance: Disturbance) {
-        let _ = self.0.send(Event::Disturbed(disturbance));
-    }
-}
-
-/// A node: its backplane and what it was told.
-struct Node {
-    backplane: RedisBackplane,
-    events: mpsc::UnboundedReceiver<Event>,
-}
-
-impl Node {
-    async fn connect(config: &RedisConfig) -> Self {
-        let backplane = RedisBackplane::connect(config).await.expect("the server is there");
-        let (sender, events) = mpsc::unbounded_channel();
-        backplane.attach(Arc::new(Events(sender)));
-        Self { backplane, events }
-    }
-
-    async fn next(&mut self) -> Event {
-        let event = tokio::time::timeout(DEADLINE, self.events.recv()).await.expect("something happens in time");
-        event.expect("the backplane holds the sender")
-    }
-
-    async fn disturbance(&mut self) {
-        while !matches!(self.next().await, Event::Disturbed(Disturbance::All)) {}
-    }
-
-    /// The text of the next publication.
-    async fn publication(&mut self) -> String {
-        loop {
-            if let Event::Delivered(Delivery::Positioned { publication, .. }) = self.next().await {
-                return String::from_utf8_lossy(&publication.data).into_owned();
-            }
-        }
-    }
-
-    async fn try_publish(&self, channel: &ChannelName, text: &str) -> Result<Published, BackplaneError> {
-        let publication = NewPublication { data: Bytes::copy_from_slice(text.as_bytes()), ..Default::default() };
-        // With a key, because it may be tried again after an error.
-        let options =
-            PublishOptions { history: Some(KEEP), idempotency_key: Some(text.to_owned()), ..PublishOptions::default() };
-        self.backplane.publish(channel, publication, options).await
-    }
-
-    /// Publishes, trying again for as long as Redis is away.
-    async fn publish(&self, channel: &ChannelName, text: &str) -> StreamPosition {
-        let published = again(|| self.try_publish(channel, text)).await;
-        published.position.expect("a channel with history has positions")
-    }
-
-    async fn after(&self, channel: &ChannelName, since: &StreamPosition) -> HistoryPage {
-        let query = HistoryQuery { since: Some(since.clone()), limit: None, reverse: false };
-        again(|| self.backplane.history(channel, query.clone(), KEEP)).await
-    }
-}
-
-/// Repeats a call while Redis is away.
-async fn again<T, F: Future<Output = Result<T, BackplaneError>>>(call: impl Fn() -> F) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        match call().await {
-            Ok(value) => return value,
-            Err(BackplaneError::Unavailable(_)) if Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-fn channel(name: &str) -> [ChannelName; 1] {
-    [ChannelName::from(name)]
-}
-
-fn texts(page: &HistoryPage) -> Vec<String> {
-    let data = |entry: &backplane::StoredPublication| String::from_utf8_lossy(&entry.publication.data).into_owned();
-    page.publications.iter().map(data).collect()
-}
 
 fn client(user: &str) -> Arc<ClientInfo> {
     let client = ClientId::random();
@@ -258,6 +160,34 @@ fn a_rollback_is_told_to_those_who_saw_the_lost() {
             let missed: Vec<_> = (index + 2..=5).chain(11..=15).map(|n| n.to_string()).collect();
             assert!(page.covered, "{kept:?} is not covered");
             assert_eq!(texts(&page), missed, "after {kept:?}");
+        }
+    });
+}
+
+/// A subscription counts when Redis has it, not when it was sent: promise 4.
+#[test]
+fn subscribe_waits_for_redis() {
+    const ROUNDS: usize = 300;
+    let server = Server::start(VOLATILE);
+    run(async {
+        // No test of the connection is under way, for which a subscribe would wait as well.
+        let config = RedisConfig { liveness_interval: Duration::from_secs(60), ..server.config() };
+        let (mut node, other) = (Node::connect(&config).await, Node::connect(&config).await);
+        node.backplane.subscribe(&channel("first")).await.expect("subscribe");
+        let names = channel("stopped");
+        server.signal(Signal::SIGSTOP);
+        let mut subscribing = node.backplane.subscribe(&names);
+        let early = tokio::time::timeout(Duration::from_millis(500), &mut subscribing).await;
+        server.signal(Signal::SIGCONT);
+        assert!(early.is_err(), "a stopped server has not subscribed anything: {early:?}");
+        subscribing.await.expect("subscribe");
+        other.publish(&names[0], "live").await;
+        assert_eq!(node.publication().await, "live");
+        for round in 0..ROUNDS {
+            let names = channel(&format!("round {round}"));
+            node.backplane.subscribe(&names).await.expect("subscribe");
+            other.publish(&names[0], &round.to_string()).await;
+            assert_eq!(node.publication().await, round.to_string(), "the first publication after the subscribe");
         }
     });
 }

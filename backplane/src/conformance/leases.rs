@@ -114,7 +114,7 @@ pub async fn racing_holders_get_one_lease<F: Factory<Backplane: Members>>(factor
     for _ in 0..8 {
         let name = name();
         let nodes: Vec<NodeId> = (0..16).map(|_| node()).collect();
-        let through = |index: usize| if index % 2 == 0 { &bench.backplane } else { &beside };
+        let through = |index: usize| if index.is_multiple_of(2) { &bench.backplane } else { &beside };
         let calls = nodes.iter().enumerate().map(|(index, &node)| hold(through(index), &name, node, LONG));
         let answers: Vec<Lease> = join_all(calls).await.into_iter().collect::<Result<_, _>>()?;
         let tokens = nodes.iter().zip(&answers).filter_map(|(&node, answer)| match answer {

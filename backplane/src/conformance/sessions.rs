@@ -138,7 +138,7 @@ pub async fn racing_writers_have_one_winner<F: Factory<Backplane: SessionStore>>
     let mut expected = None;
     for round in 0..10 {
         let texts: Vec<String> = (0..16).map(|n| format!("round {round}, writer {n}")).collect();
-        let through = |index: usize| if index % 2 == 0 { &desk } else { &other };
+        let through = |index: usize| if index.is_multiple_of(2) { &desk } else { &other };
         let calls = texts.iter().enumerate().map(|(n, text)| through(n).write("s", expected, text, true, LONG));
         let answers: Vec<SessionWrite> = join_all(calls).await.into_iter().collect::<Result<_, _>>()?;
         let stored = texts.iter().zip(&answers).filter_map(|(text, answer)| match answer {

@@ -176,6 +176,15 @@ impl RedisConfig {
         if !(1024..=1 << 24).contains(&self.deliveries_waiting_max) {
             return Some("deliveries_waiting_max must be between 1024 and 16777216".to_owned());
         }
+        if let Durability::Replicated { replicas, timeout } = self.durability {
+            if replicas == 0 {
+                return Some("durability: replicas must not be 0".to_owned());
+            }
+            // Redis counts in milliseconds, and takes 0 for no limit.
+            if timeout < Duration::from_millis(1) || timeout >= self.command_timeout {
+                return Some("durability: timeout must be at least 1 ms and below command_timeout".to_owned());
+            }
+        }
         // A renewal may fail once and be late once without the lease being lost.
         if self.lease_ttl < 3 * self.lease_interval {
             return Some("lease_ttl must be at least three times lease_interval".to_owned());
@@ -216,6 +225,13 @@ mod tests {
         assert!(problem(RedisConfig { connections: 0, ..RedisConfig::default() }).contains("connections"));
         assert!(problem(RedisConfig { deliveries_waiting_max: 32, ..RedisConfig::default() }).contains("1024"));
         let lease_ttl = Duration::from_secs(10);
+        let replicated = |replicas, millis| {
+            let durability = Durability::Replicated { replicas, timeout: Duration::from_millis(millis) };
+            problem(RedisConfig { durability, ..RedisConfig::default() })
+        };
+        assert!(replicated(0, 200).contains("replicas"));
+        assert!(replicated(1, 0).contains("timeout") && replicated(1, 2000).contains("timeout"));
+        assert_eq!(replicated(1, 200), "");
         assert!(problem(RedisConfig { lease_ttl, ..RedisConfig::default() }).contains("lease_ttl"));
     }
 }

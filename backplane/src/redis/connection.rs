@@ -1,7 +1,7 @@
 //! Connections for commands, scripts on them, and what errors mean.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use fred::types::{Builder, ClusterHash, ConnectHandle, CustomCommand, RespVersio
 use tokio::sync::Semaphore;
 
 use super::config::{Address, RedisConfig, Topology};
+use super::status::{Health, Link, Watches};
 use crate::BackplaneError;
 
 /// A Lua script with its digest.
@@ -103,29 +104,37 @@ fn builder(config: &RedisConfig) -> Builder {
 /// A client that fails at once while it is not connected, instead of queueing.
 pub(super) type FailFast = WithOptions<Client>;
 
-fn fail_fast(client: &Client) -> FailFast {
+pub(super) fn fail_fast(client: &Client) -> FailFast {
     client.with_options(&Options { fail_fast: true, max_attempts: Some(1), ..Options::default() })
 }
 
 /// The connections for commands.
 pub(super) struct Commands {
-    connections: Vec<Connection>,
+    connections: Vec<(Connection, Arc<Link>)>,
     permits: Semaphore,
     timeout: Duration,
+    health: Arc<Health>,
 }
 
 impl Commands {
     /// Connects, and fails when the first attempt does.
-    pub(super) async fn connect(config: &RedisConfig) -> Result<Self, BackplaneError> {
+    pub(super) async fn connect(config: &RedisConfig, health: Arc<Health>) -> Result<Self, BackplaneError> {
         let mut commands = Self {
             connections: Vec::new(),
             permits: Semaphore::new(config.in_flight_max.min(Semaphore::MAX_PERMITS)),
             timeout: config.command_timeout,
+            health,
         };
         for _ in 0..config.connections {
-            commands.connections.push(connect(config).await?);
+            let link = Arc::new(Link::new(Arc::clone(&commands.health), "commands"));
+            commands.connections.push((connect(config).await?, link));
         }
         Ok(commands)
+    }
+
+    /// Starts to look after the connections.
+    pub(super) fn watch(&self, interval: Duration) -> Watches {
+        Watches::start(self.connections.iter().map(|(connection, link)| (&connection.client, link)), interval)
     }
 
     /// Runs a command. Everything that is called with one `route` goes over one connection, in order.
@@ -135,7 +144,8 @@ impl Commands {
         command: &'static str,
         arguments: Vec<Value>,
     ) -> Result<Value, BackplaneError> {
-        self.within_limits(send(self.client(route), command, arguments)).await
+        let (client, link) = self.client(route);
+        self.within_limits(link, send(client, command, arguments)).await
     }
 
     /// Runs a script on the keys; loads it where the server does not know it.
@@ -145,7 +155,7 @@ impl Commands {
         keys: Vec<String>,
         arguments: Vec<Value>,
     ) -> Result<Value, BackplaneError> {
-        let client = self.client(keys.first().map_or("", String::as_str));
+        let (client, link) = self.client(keys.first().map_or("", String::as_str));
         let count = i64::try_from(keys.len()).expect("a script has a few keys");
         let compose = |program: &str| {
             let mut all = vec![Value::from(program), Value::from(count)];
@@ -153,7 +163,7 @@ impl Commands {
             all.extend(arguments.iter().cloned());
             all
         };
-        self.within_limits(async {
+        self.within_limits(link, async {
             match send(client, "EVALSHA", compose(&script.digest)).await {
                 // The server has not run it, so that running it now is no repetition. EVAL also loads it.
                 Err(error) if error.details().starts_with("NOSCRIPT") => {
@@ -167,26 +177,46 @@ impl Commands {
 
     /// Ends the connections.
     pub(super) async fn close(&self) {
-        for connection in &self.connections {
+        for (connection, _) in &self.connections {
             // Nothing is left to do for a connection that cannot be told goodbye.
             let _ = tokio::time::timeout(self.timeout, connection.client.quit()).await;
         }
     }
 
-    fn client(&self, route: &str) -> &FailFast {
+    fn client(&self, route: &str) -> (&FailFast, &Link) {
         let mut hasher = DefaultHasher::new();
         route.hash(&mut hasher);
         let index = hasher.finish() % self.connections.len() as u64;
-        &self.connections[index as usize].commands
+        let (connection, link) = &self.connections[index as usize];
+        (&connection.commands, link)
     }
 
-    async fn within_limits(&self, call: impl Future<Output = Result<Value, Error>>) -> Result<Value, BackplaneError> {
+    async fn within_limits(
+        &self,
+        link: &Link,
+        call: impl Future<Output = Result<Value, Error>>,
+    ) -> Result<Value, BackplaneError> {
         let limited = async {
             let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-            call.await.map_err(unavailable_or_refused)
+            let result = call.await;
+            let is_timeout = result.as_ref().is_err_and(|error| *error.kind() == ErrorKind::Timeout);
+            (result.map_err(unavailable_or_refused), is_timeout)
         };
-        let timed = tokio::time::timeout(self.timeout, limited).await;
-        timed.unwrap_or_else(|_| Err(BackplaneError::Unavailable("redis did not answer in time".to_owned())))
+        let under_way = self.health.begin();
+        match tokio::time::timeout(self.timeout, limited).await {
+            Ok((Ok(value), _)) => {
+                link.answered();
+                Ok(value)
+            }
+            Ok((Err(error), is_timeout)) => {
+                under_way.failed(is_timeout);
+                Err(error)
+            }
+            Err(_) => {
+                under_way.failed(true);
+                Err(BackplaneError::Unavailable("redis did not answer in time".to_owned()))
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `<p>:{<c>}:s` | stream | publications: entry id `<offset>-0`, `d` record, `p` offset before it | `ttl` after the last publish |
 //! | `<p>:{<c>}:i:<key>` | string | result of the publish with this idempotency key | [`IDEMPOTENCY_TTL`](crate::IDEMPOTENCY_TTL) |
 //! | `<p>:{<c>}:p` | hash | presence: client id (16 bytes) to lease id (16 bytes) and record | with its last entry |
+//! | `<p>:{<c>}:w` | string | marker of a wait for replicas | 1 s after it was written |
 //! | `<p>:{<c>}:c` | pub/sub name | deliveries | - |
 //! | `<p>:leases` | hash | lease ids that may have presence entries, to the node's name | never |
 //! | `<p>:l:<l>` | string | present while the lease lives | 30 s after its last renewal |
@@ -121,6 +122,11 @@ impl ChannelKeys {
     /// The presence entries.
     pub fn presence(&self) -> String {
         self.with("p")
+    }
+
+    /// Written to see whether replicas have it.
+    pub fn marker(&self) -> String {
+        self.with("w")
     }
 
     /// The pub/sub name.
@@ -237,7 +243,7 @@ mod tests {
             let channel = keys().channel(&name);
             let expected = hash_tag(&channel.meta());
             prop_assert!(expected.as_deref().is_some_and(|tag| !tag.is_empty()));
-            for other in [channel.stream(), channel.presence(), channel.pubsub(), channel.idempotency(&key)] {
+            for other in [channel.stream(), channel.presence(), channel.marker(), channel.pubsub(), channel.idempotency(&key)] {
                 prop_assert_eq!(hash_tag(&other), expected.clone());
             }
         }

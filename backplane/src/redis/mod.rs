@@ -16,20 +16,26 @@
 //! # When Redis is away
 //! Calls fail at once with [`BackplaneError::Unavailable`] while there is no connection, and after
 //! [`RedisConfig::command_timeout`] when there is no answer. Connections are made again for ever; when the deliveries are
-//! restored the sink is told [`Disturbance::All`](crate::Disturbance::All).
+//! restored the sink is told [`Disturbance::All`](crate::Disturbance::All). [`Backplane::status`] says that it is down
+//! while one of the connections does not work or misses subscriptions; beginning and end are logged once.
 //!
 //! A `subscribe` whose future is dropped, or which times out, may still take effect; `unsubscribe` ends it.
 //!
 //! # Durability
-//! A publish is acknowledged when the primary has carried it out. A failover may lose it; what recovery says stays true.
+//! By default a publish is acknowledged when the primary has carried it out. A failover may lose it; what recovery says
+//! stays true. With [`Durability::Replicated`] a publish with history, and each repeat of it, is acknowledged when so
+//! many replicas have it; where that is not certain it fails with [`BackplaneError::Unavailable`] and a text that says
+//! so, though it may have been stored and delivered.
 
 mod config;
 mod connection;
+mod durability;
 pub mod keys;
 mod members;
 mod presence;
 mod record;
 mod sessions;
+mod status;
 mod subscriber;
 
 use std::fmt;
@@ -46,9 +52,11 @@ use tokio::task::JoinHandle;
 
 pub use config::{Address, Durability, RedisConfig, RedisTls, Topology};
 use connection::{Commands, Script, blob, list, number, script, text, unexpected};
+use durability::Replication;
 use keys::Keys;
 use presence::Presence;
 use record::{Record, decode, encode_presence, encode_publication};
+use status::{Health, Watches};
 use subscriber::{SinkCell, Subscriber, UNPOSITIONED};
 
 use crate::coverage::{Evidence, covered};
@@ -63,7 +71,7 @@ static PUBLISH_ONCE: Script = script!("publish_once.lua");
 static READ: Script = script!("read.lua");
 
 /// What the user of the backplane may do, in the words of `ACL SETUSER`.
-pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +client|id +eval +evalsha +publish \
+pub const ACL_COMMANDS: &str = "-@all +auth +hello +ping +select +quit +info +wait +client|id +eval +evalsha +publish \
     +subscribe +unsubscribe +get +set +del +exists +pexpire +time +hget +hmget +hset +hdel +hkeys +hvals +hgetall \
     +xadd +xrange +xrevrange +sadd +srem +srandmember +zadd +zrange +zrem +zcard +pttl";
 
@@ -81,7 +89,10 @@ pub fn acl_line(user: &str, prefix: &str) -> String {
 /// A backplane on one Redis server. Lives in a tokio runtime; dropping it ends its connections and tasks, but the
 /// presence entries of this node only with its lease: see [`close`](Self::close).
 pub struct RedisBackplane {
+    health: Arc<Health>,
     commands: Arc<Commands>,
+    replication: Option<Arc<Replication>>,
+    watches: Vec<Watches>,
     keys: Keys,
     sink: SinkCell,
     subscribers: Vec<Subscriber>,
@@ -105,18 +116,22 @@ impl RedisBackplane {
                 "redis settings: prefix must be made of [A-Za-z0-9_.:-] and not be empty".to_owned(),
             )
         })?;
-        let commands = Arc::new(Commands::connect(config).await?);
+        let health = Arc::new(Health::default());
+        let commands = Arc::new(Commands::connect(config, Arc::clone(&health)).await?);
         let explain = |error| explain(error, config);
         probe(&commands, &keys).await.map_err(explain)?;
+        let replication = Replication::connect(config, &health, &keys.channel("")).await.map_err(explain)?;
         let sink: SinkCell = Arc::new(OnceLock::new());
         let subscribers = (0..config.subscriber_connections)
-            .map(|_| Subscriber::connect(config, &keys, Arc::clone(&sink)))
+            .map(|_| Subscriber::connect(config, &keys, Arc::clone(&sink), Arc::clone(&health)))
             .collect::<Vec<_>>();
         let subscribers = try_join_all(subscribers).await.map_err(explain)?;
         let presence = Presence::register(Arc::clone(&commands), keys.clone(), config).await.map_err(explain)?;
         let maintenance = tokio::spawn(presence::maintain(Arc::downgrade(&presence), config.lease_interval));
+        let mut watches = vec![commands.watch(config.liveness_interval)];
+        watches.extend(replication.as_ref().map(|replication| replication.watch(config.liveness_interval)));
         let address = format!("{:?}", config.topology);
-        Ok(Self { commands, keys, sink, subscribers, presence, maintenance, address })
+        Ok(Self { health, commands, replication, watches, keys, sink, subscribers, presence, maintenance, address })
     }
 
     /// Gives the presence lease up, so that nobody waits for its end, and closes the connections for commands. Calls fail
@@ -126,6 +141,8 @@ impl RedisBackplane {
     /// When the lease could not be given up; it ends by itself then.
     pub async fn close(&self) -> Result<(), BackplaneError> {
         self.maintenance.abort();
+        self.watches.iter().for_each(Watches::end);
+        self.health.close();
         let released = self.presence.release().await;
         self.commands.close().await;
         released
@@ -146,7 +163,8 @@ impl RedisBackplane {
                 return Ok(Published { position: None, outcome: PublishOutcome::Published });
             };
             let arguments = vec![unpositioned(record), millis(IDEMPOTENCY_TTL), "PUBLISH".into()];
-            return published(self.commands.script(&PUBLISH_ONCE, vec![keys.pubsub(), result_key], arguments).await?);
+            let answer = self.commands.script(&PUBLISH_ONCE, vec![keys.pubsub(), result_key], arguments).await?;
+            return published(array(answer)?);
         };
         let mut names = vec![keys.meta(), keys.stream(), keys.pubsub()];
         names.extend(result_key);
@@ -163,7 +181,12 @@ impl RedisBackplane {
             millis(IDEMPOTENCY_TTL),
             "PUBLISH".into(),
         ];
-        published(self.commands.script(&PUBLISH, names, arguments).await?)
+        let [outcome, at, epoch, lineage] = array(self.commands.script(&PUBLISH, names, arguments).await?)?;
+        if let Some(replication) = &self.replication {
+            // Repeats too: they acknowledge the first publish, and that may have failed here.
+            replication.confirm(&keys, text(lineage)?).await?;
+        }
+        published([outcome, at, epoch])
     }
 
     async fn fan_out(&self, name: &str, record: Vec<u8>) -> Result<(), BackplaneError> {
@@ -234,7 +257,11 @@ impl fmt::Debug for RedisBackplane {
 
 /// The replication id of the server's data set.
 async fn lineage(commands: &Commands) -> Result<String, BackplaneError> {
-    let info = text(commands.call("", "INFO", vec!["replication".into()]).await?)?;
+    lineage_of(&text(commands.call("", "INFO", vec!["replication".into()]).await?)?)
+}
+
+/// The same from what `INFO replication` says.
+fn lineage_of(info: &str) -> Result<String, BackplaneError> {
     let line = info.lines().find_map(|line| line.strip_prefix("master_replid:"));
     line.map(str::to_owned).ok_or_else(|| {
         BackplaneError::Protocol(
@@ -310,8 +337,7 @@ fn offset(text: &str) -> Result<u64, BackplaneError> {
     text.parse().map_err(|_| BackplaneError::Protocol(format!("redis holds the offset {text:?}")))
 }
 
-fn published(answer: Value) -> Result<Published, BackplaneError> {
-    let [outcome, at, epoch] = array(answer)?;
+fn published([outcome, at, epoch]: [Value; 3]) -> Result<Published, BackplaneError> {
     let outcome = match number(&outcome)? {
         0 => PublishOutcome::Published,
         1 => PublishOutcome::Repeated,
@@ -398,7 +424,7 @@ impl Backplane for RedisBackplane {
     }
 
     fn status(&self) -> Status {
-        Status::ALWAYS_UP
+        self.health.status()
     }
 }
 

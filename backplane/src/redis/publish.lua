@@ -2,7 +2,7 @@
 -- KEYS: meta, stream, pub/sub name, and the result of the idempotency key if there is one.
 -- ARGV: 1 record, 2 size, 3 stream ttl ms, 4 epoch for a new stream, 5 random number below 2048, 6 meta ttl ms,
 --       7 version as 20 digits, 8 version epoch, 9 ttl of the result ms, 10 publish command.
--- Returns outcome (0 published, 1 repeated, 2 outdated), offset, epoch.
+-- Returns outcome (0 published, 1 repeated, 2 outdated), offset, epoch, replication id of the data set.
 
 -- Read first, because nothing may be written when the lineage is not known.
 local _, _, lineage = string.find(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
@@ -12,8 +12,8 @@ if KEYS[4] then
   local result = redis.call('GET', KEYS[4])
   if result then
     local offset, epoch = string.match(result, '^(%d+):(.*)$')
-    if not offset then return {1, '', ''} end
-    return {1, offset, epoch}
+    if not offset then return {1, '', '', lineage} end
+    return {1, offset, epoch, lineage}
   end
 end
 
@@ -29,7 +29,7 @@ if not is_new and is_versioned and meta[4] and version <= meta[4]
   local offset = string.format('%.0f', top)
   redis.call('PEXPIRE', KEYS[1], ARGV[6], 'GT')
   if KEYS[4] then redis.call('SET', KEYS[4], offset .. ':' .. epoch, 'PX', ARGV[9]) end
-  return {2, offset, epoch}
+  return {2, offset, epoch, lineage}
 end
 
 local offset
@@ -58,4 +58,4 @@ if is_new then redis.call('PEXPIRE', KEYS[1], ARGV[6]) else redis.call('PEXPIRE'
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 if KEYS[4] then redis.call('SET', KEYS[4], offset_text .. ':' .. epoch, 'PX', ARGV[9]) end
 redis.call(ARGV[10], KEYS[3], 'p' .. offset_text .. ':' .. previous .. ':' .. epoch .. ':' .. ARGV[1])
-return {0, offset_text, epoch}
+return {0, offset_text, epoch, lineage}

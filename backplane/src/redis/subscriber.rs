@@ -10,11 +10,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fred::error::Error;
 use fred::interfaces::{EventInterface, PubsubInterface};
+use fred::types::config::Server;
 use fred::types::{Message, Value};
 use parking_lot::RwLock;
 use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -23,6 +25,7 @@ use super::config::RedisConfig;
 use super::connection::{Connection, FailFast, blob, connect, number, send, unavailable_or_refused};
 use super::keys::Keys;
 use super::record::{Record, decode};
+use super::status::{Health, Link};
 use crate::{BackplaneError, ChannelName, Delivery, Disturbance, Epoch, Offset, Previous, Sink};
 
 /// Names in one SUBSCRIBE. Redis handles a thousand in about a millisecond, during which it does nothing else.
@@ -50,12 +53,18 @@ struct Request {
 pub(super) struct Subscriber {
     requests: mpsc::Sender<Request>,
     timeout: Duration,
+    health: Arc<Health>,
     tasks: [JoinHandle<()>; 2],
     _connection: Connection,
 }
 
 impl Subscriber {
-    pub(super) async fn connect(config: &RedisConfig, keys: &Keys, sink: SinkCell) -> Result<Self, BackplaneError> {
+    pub(super) async fn connect(
+        config: &RedisConfig,
+        keys: &Keys,
+        sink: SinkCell,
+        health: Arc<Health>,
+    ) -> Result<Self, BackplaneError> {
         let connection = connect(config).await?;
         let client = &connection.client;
         let subscribed = Subscribed::default();
@@ -63,6 +72,9 @@ impl Subscriber {
         let (requests, queue) = mpsc::channel(REQUESTS_WAITING);
         let mut keeper = Keeper {
             reconnects: client.reconnect_rx(),
+            errors: client.error_rx(),
+            link: Link::new(Arc::clone(&health), "deliveries"),
+            health: Arc::clone(&health),
             commands: connection.commands.clone(),
             keys: keys.clone(),
             subscribed: Arc::clone(&subscribed),
@@ -73,10 +85,10 @@ impl Subscriber {
         };
         keeper.connection_id = keeper.barrier().await?;
         let tasks = [
-            tokio::spawn(route(messages, subscribed, sink)),
+            tokio::spawn(route(messages, subscribed, sink, Arc::clone(&health))),
             tokio::spawn(keeper.run(queue, config.liveness_interval)),
         ];
-        Ok(Self { requests, timeout: config.command_timeout, tasks, _connection: connection })
+        Ok(Self { requests, timeout: config.command_timeout, health, tasks, _connection: connection })
     }
 
     /// Subscribes or unsubscribes and waits until Redis has done it.
@@ -87,7 +99,11 @@ impl Subscriber {
             self.requests.send(Request { channels, subscribe, done }).await.map_err(|_| gone())?;
             answer.await.unwrap_or_else(|_| Err(gone()))
         };
+        let under_way = self.health.begin();
         let timed = tokio::time::timeout(self.timeout, asked).await;
+        if !matches!(timed, Ok(Ok(()))) {
+            under_way.failed(timed.is_err());
+        }
         timed.unwrap_or_else(|_| Err(BackplaneError::Unavailable("redis did not subscribe in time".to_owned())))
     }
 }
@@ -100,7 +116,11 @@ impl Drop for Subscriber {
 
 struct Keeper {
     commands: FailFast,
-    reconnects: Receiver<fred::types::config::Server>,
+    reconnects: Receiver<Server>,
+    errors: Receiver<(Error, Option<Server>)>,
+    /// Up while the connection lives and has all subscriptions, as far as is known.
+    link: Link,
+    health: Arc<Health>,
     keys: Keys,
     subscribed: Subscribed,
     sink: SinkCell,
@@ -118,6 +138,11 @@ impl Keeper {
         loop {
             tokio::select! {
                 biased;
+                error = self.errors.recv() => match error {
+                    Ok((error, _)) => self.link.down(&error),
+                    Err(lagged @ RecvError::Lagged(_)) => self.link.down(&lagged),
+                    Err(RecvError::Closed) => return,
+                },
                 event = self.reconnects.recv() => match event {
                     // A lagged receiver has missed reconnects, which comes to the same.
                     Ok(_) | Err(RecvError::Lagged(_)) => self.restore().await,
@@ -128,11 +153,11 @@ impl Keeper {
                     None => return,
                 },
                 _ = liveness.tick() => {
-                    // A failure needs no answer: after the time limit the client library reconnects, and says so.
-                    if let Ok(id) = self.barrier().await
-                        && id != self.connection_id
-                    {
-                        self.restore().await;
+                    match self.barrier().await {
+                        Ok(id) if id == self.connection_id => self.link.up(),
+                        Ok(_) => self.restore().await,
+                        // After the time limit the client library reconnects, and says so.
+                        Err(error) => self.link.down(&error),
                     }
                 }
             }
@@ -162,6 +187,7 @@ impl Keeper {
         let (mut added, mut removed) = (Vec::new(), std::mem::take(&mut self.stale));
         {
             let mut subscribed = self.subscribed.write();
+            let before = subscribed.len();
             for (channel, subscribe) in wanted {
                 let name = self.keys.channel(&channel).pubsub();
                 if !subscribe {
@@ -174,17 +200,23 @@ impl Keeper {
                 }
             }
             removed.retain(|name| !subscribed.contains_key(name));
+            self.health.channels_changed(before, subscribed.len());
         }
         let result = self.apply(&added, &removed).await;
         match &result {
             Ok(id) if *id == self.connection_id => {}
             // Some of it may have gone to a connection that is no more.
             Ok(_) => self.restore().await,
-            Err(_) => {
+            Err(error) => {
+                if matches!(error, BackplaneError::Unavailable(_)) {
+                    self.link.down(error);
+                }
                 let mut subscribed = self.subscribed.write();
+                let before = subscribed.len();
                 for name in &added {
                     subscribed.remove(name);
                 }
+                self.health.channels_changed(before, subscribed.len());
                 self.stale = added;
                 self.stale.append(&mut removed);
             }
@@ -208,16 +240,19 @@ impl Keeper {
 
     /// Makes all subscriptions on the present connection, then has every channel repaired. Tries until it succeeds.
     async fn restore(&mut self) {
+        self.link.down(&"the connection was made anew");
         let mut delay = Duration::from_millis(50);
         loop {
             // Only reconnects from here on matter.
-            while !matches!(self.reconnects.try_recv(), Err(tokio::sync::broadcast::error::TryRecvError::Empty)) {
+            while !matches!(self.reconnects.try_recv(), Err(TryRecvError::Empty)) {
                 if self.reconnects.is_closed() {
                     return;
                 }
             }
             let names: Vec<String> = self.subscribed.read().keys().cloned().collect();
             let before = self.barrier().await;
+            // Errors of the connections before this one; one of this one shows in what follows.
+            while matches!(self.errors.try_recv(), Ok(_) | Err(TryRecvError::Lagged(_))) {}
             let after = match before {
                 Ok(_) => self.apply(&names, &[]).await,
                 Err(_) => before.clone(),
@@ -226,10 +261,12 @@ impl Keeper {
                 (Ok(before), Ok(after)) if before == after => {
                     self.connection_id = after;
                     self.stale.clear();
-                    tracing::info!(channels = names.len(), "redis deliveries restored");
+                    tracing::debug!(channels = names.len(), "redis deliveries restored");
                     if let Some(sink) = self.sink.get() {
                         sink.disturbed(Disturbance::All);
                     }
+                    self.health.restored();
+                    self.link.up();
                     return;
                 }
                 (_, Err(error)) => {
@@ -243,11 +280,12 @@ impl Keeper {
     }
 }
 
-async fn route(mut messages: Receiver<Message>, subscribed: Subscribed, sink: SinkCell) {
+async fn route(mut messages: Receiver<Message>, subscribed: Subscribed, sink: SinkCell, health: Arc<Health>) {
     loop {
         match messages.recv().await {
             Ok(message) => {
                 let Some(channel) = subscribed.read().get(&*message.channel).cloned() else { continue };
+                health.delivered();
                 let Some(sink) = sink.get() else { continue };
                 match blob(message.value).ok().and_then(|bytes| parse(&bytes)) {
                     Some(delivery) => sink.deliver(&channel, delivery),
@@ -258,6 +296,7 @@ async fn route(mut messages: Receiver<Message>, subscribed: Subscribed, sink: Si
                 }
             }
             Err(RecvError::Lagged(lost)) => {
+                health.lost(lost);
                 tracing::warn!(lost, "deliveries were lost because this node is too slow; channels are repaired");
                 if let Some(sink) = sink.get() {
                     sink.disturbed(Disturbance::All);

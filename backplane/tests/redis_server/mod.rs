@@ -3,6 +3,8 @@
 // Each test target uses a part of this.
 #![allow(dead_code)]
 
+pub mod node;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -67,6 +69,11 @@ impl Server {
     /// Ends the process as a crash does, and starts it again on its data.
     pub fn restart(&mut self) {
         self.end();
+        self.start_again();
+    }
+
+    /// Starts the ended process on its data.
+    pub fn start_again(&mut self) {
         // Somebody may use the port for a moment, in vain.
         let started = (0..50).find_map(|_| launch(&self.directory, self.port, self.persistence));
         self.process = started.expect("redis-server starts again");
@@ -86,7 +93,20 @@ impl Server {
         answer.trim_end().to_owned()
     }
 
-    fn end(&mut self) {
+    /// The same for an answer of many lines.
+    pub fn admin_text(&self, command: &str) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("the server is running");
+        stream.write_all(format!("{command}\r\n").as_bytes()).expect("the server listens");
+        let (mut stream, mut head) = (BufReader::new(stream), String::new());
+        stream.read_line(&mut head).expect("the server answers");
+        let length = head.trim_end().strip_prefix('$').and_then(|length| length.parse().ok());
+        let mut text = vec![0; length.unwrap_or_else(|| panic!("{command} is answered with a text, not {head}"))];
+        stream.read_exact(&mut text).expect("the whole answer");
+        String::from_utf8(text).expect("an answer in words")
+    }
+
+    /// Ends the process as a crash does.
+    pub fn end(&mut self) {
         // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -12,6 +12,8 @@ use backplane::{
     PublishOptions, PublishOutcome, Published, Sink, Status, StreamPosition,
 };
 
+use super::broken_stores::Memory;
+
 /// What is wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bug {
@@ -60,11 +62,44 @@ pub enum Bug {
     PresenceSpansChannels,
     PresenceIsNeverRemoved,
     PresenceListsAreCut,
+    ReportsNeverEnd,
+    AgesStandStill,
+    LongReportsAreCut,
+    WithdrawalsAreIgnored,
+    LeasesGoToTwo,
+    LeasesAreOne,
+    LeasesNeverEnd,
+    TokensGoBack,
+    TokensChangeWithRenewals,
+    TokensRestartAfterALoss,
+    HoldersKeepTheirTokens,
+    AnybodyReleases,
+    ReleasesAreIgnored,
+    UsersShareSessions,
+    UserIdsIgnoreCase,
+    SessionIdsIgnoreCase,
+    NullBytesEndSessionIds,
+    LongSessionIdsAreCut,
+    SessionCapIsIgnored,
+    SessionsDieYoung,
+    SessionsNeverEnd,
+    LargeSessionsAreCut,
+    StaleWritesAreAccepted,
+    ConflictsHideTheRecord,
+    RevisionsAreReused,
+    TouchesAreIgnored,
+    TouchesAreWrites,
+    DeletesAreIgnored,
+    RevocationsAreIgnored,
+    RevocationsLastForEver,
+    AnyWriteAuthorises,
 }
 
 pub struct Broken {
-    bug: Bug,
-    inner: MemoryBackplane,
+    pub(super) bug: Bug,
+    pub(super) inner: MemoryBackplane,
+    /// For the bugs in the fleet and in sessions.
+    pub(super) memory: Mutex<Memory>,
     /// For the bug that remembers keys without their channels.
     results: Mutex<HashMap<String, Published>>,
     /// For the bug that subscribes one call late.
@@ -72,20 +107,28 @@ pub struct Broken {
     sink: Mutex<Option<Arc<dyn Sink>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Broken {
     pub fn new(bug: Bug, inner: MemoryBackplane) -> Self {
-        Self { bug, inner, results: Mutex::default(), late: Mutex::default(), sink: Mutex::default() }
+        Self {
+            bug,
+            inner,
+            memory: Mutex::default(),
+            results: Mutex::default(),
+            late: Mutex::default(),
+            sink: Mutex::default(),
+        }
     }
 
     pub fn forget(&self) {
+        self.note_loss();
         self.inner.forget();
     }
 
-    fn is(&self, bug: Bug) -> bool {
+    pub(super) fn is(&self, bug: Bug) -> bool {
         self.bug == bug
     }
 
@@ -197,7 +240,7 @@ impl Broken {
     }
 }
 
-fn done<T>(call: BackplaneFuture<'_, T>) -> Result<T, backplane::BackplaneError> {
+pub(super) fn done<T>(call: BackplaneFuture<'_, T>) -> Result<T, backplane::BackplaneError> {
     super::ready_at_once(call)
 }
 

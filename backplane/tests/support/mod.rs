@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod broken;
+mod broken_stores;
 
 use std::future::{Future, ready};
 use std::pin::pin;

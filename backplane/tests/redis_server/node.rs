@@ -1,0 +1,110 @@
+//! A node without a gateway: a backplane and what it was told.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backplane::redis::{RedisBackplane, RedisConfig};
+use backplane::{
+    Backplane, BackplaneError, ChannelName, Delivery, Disturbance, HistoryOptions, HistoryPage, HistoryQuery,
+    NewPublication, PublishOptions, Published, Sink, StoredPublication, StreamPosition,
+};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub const KEEP: HistoryOptions =
+    HistoryOptions { size: 10_000, ttl: Duration::from_secs(300), meta_ttl: Duration::from_secs(600) };
+
+pub enum Event {
+    Delivered(Delivery),
+    Disturbed(Disturbance),
+}
+
+pub struct Events(pub mpsc::UnboundedSender<Event>);
+
+impl Sink for Events {
+    fn deliver(&self, _: &ChannelName, delivery: Delivery) {
+        // The test may have ended.
+        let _ = self.0.send(Event::Delivered(delivery));
+    }
+
+    fn disturbed(&self, disturbance: Disturbance) {
+        let _ = self.0.send(Event::Disturbed(disturbance));
+    }
+}
+
+/// A node: its backplane and what it was told.
+pub struct Node {
+    pub backplane: RedisBackplane,
+    pub events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Node {
+    pub async fn connect(config: &RedisConfig) -> Self {
+        let backplane = RedisBackplane::connect(config).await.expect("the server is there");
+        let (sender, events) = mpsc::unbounded_channel();
+        backplane.attach(Arc::new(Events(sender)));
+        Self { backplane, events }
+    }
+
+    pub async fn next(&mut self) -> Event {
+        let event = tokio::time::timeout(DEADLINE, self.events.recv()).await.expect("something happens in time");
+        event.expect("the backplane holds the sender")
+    }
+
+    pub async fn disturbance(&mut self) {
+        while !matches!(self.next().await, Event::Disturbed(Disturbance::All)) {}
+    }
+
+    /// The text of the next publication.
+    pub async fn publication(&mut self) -> String {
+        loop {
+            if let Event::Delivered(Delivery::Positioned { publication, .. }) = self.next().await {
+                return String::from_utf8_lossy(&publication.data).into_owned();
+            }
+        }
+    }
+
+    pub async fn try_publish(&self, channel: &ChannelName, text: &str) -> Result<Published, BackplaneError> {
+        let publication = NewPublication { data: Bytes::copy_from_slice(text.as_bytes()), ..Default::default() };
+        // With a key, because it may be tried again after an error.
+        let options =
+            PublishOptions { history: Some(KEEP), idempotency_key: Some(text.to_owned()), ..PublishOptions::default() };
+        self.backplane.publish(channel, publication, options).await
+    }
+
+    /// Publishes, trying again for as long as Redis is away.
+    pub async fn publish(&self, channel: &ChannelName, text: &str) -> StreamPosition {
+        let published = again(|| self.try_publish(channel, text)).await;
+        published.position.expect("a channel with history has positions")
+    }
+
+    pub async fn after(&self, channel: &ChannelName, since: &StreamPosition) -> HistoryPage {
+        let query = HistoryQuery { since: Some(since.clone()), limit: None, reverse: false };
+        again(|| self.backplane.history(channel, query.clone(), KEEP)).await
+    }
+}
+
+/// Repeats a call while Redis is away.
+pub async fn again<T, F: Future<Output = Result<T, BackplaneError>>>(call: impl Fn() -> F) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match call().await {
+            Ok(value) => return value,
+            Err(BackplaneError::Unavailable(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+pub fn channel(name: &str) -> [ChannelName; 1] {
+    [ChannelName::from(name)]
+}
+
+pub fn texts(page: &HistoryPage) -> Vec<String> {
+    let data = |entry: &StoredPublication| String::from_utf8_lossy(&entry.publication.data).into_owned();
+    page.publications.iter().map(data).collect()
+}
