@@ -1,6 +1,8 @@
 //! A load balancer whose clients can be moved from one gateway to another, which their SDKs never notice but as a
 //! connection that ended.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -11,19 +13,27 @@ use crate::gateway::Gateway;
 /// Listens on an address of its own. Lives in the test's runtime.
 pub struct Front {
     url: String,
-    /// `host:port` of the gateway; `None` refuses everybody. Every change ends the connections there are.
-    target: watch::Sender<Option<String>>,
+    target: Target,
+    /// Every change ends the connections there are.
+    cuts: watch::Sender<()>,
     accepting: JoinHandle<()>,
 }
+
+/// `host:port` of the gateway that new connections go to; `None` refuses them.
+type Target = Arc<Mutex<Option<String>>>;
 
 impl Front {
     /// A front that leads to this gateway.
     pub async fn to(gateway: &Gateway) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
-        let (target, targets) = watch::channel(Some(gateway.public_address().to_owned()));
+        let target = Target::default();
+        let (cuts, _) = watch::channel(());
         let url = gateway.url().replacen(gateway.public_address(), &address, 1);
-        Self { url, target, accepting: tokio::spawn(accept(listener, targets)) }
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&target), cuts.subscribe()));
+        let front = Self { url, target, cuts, accepting };
+        front.lead_to(gateway);
+        front
     }
 
     /// The URL for WebSocket clients.
@@ -31,14 +41,19 @@ impl Front {
         &self.url
     }
 
-    /// Ends every connection without a close frame; new ones go to this gateway.
-    pub fn move_to(&self, gateway: &Gateway) {
-        self.target.send_replace(Some(gateway.public_address().to_owned()));
+    /// New connections go to this gateway; those there are stay where they are.
+    pub fn lead_to(&self, gateway: &Gateway) {
+        self.set(Some(gateway.public_address().to_owned()));
     }
 
-    /// Ends every connection without a close frame and refuses new ones.
+    /// Ends every connection without a close frame and refuses new ones, until [`Front::lead_to`].
     pub fn cut(&self) {
-        self.target.send_replace(None);
+        self.set(None);
+        self.cuts.send_replace(());
+    }
+
+    fn set(&self, target: Option<String>) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
 }
 
@@ -48,20 +63,23 @@ impl Drop for Front {
     }
 }
 
-async fn accept(listener: TcpListener, targets: watch::Receiver<Option<String>>) {
+async fn accept(listener: TcpListener, target: Target, cuts: watch::Receiver<()>) {
     while let Ok((near, _)) = listener.accept().await {
-        tokio::spawn(forward(near, targets.clone()));
+        let target = target.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(target) = target {
+            tokio::spawn(forward(near, target, cuts.clone()));
+        }
     }
 }
 
-/// Ends with either side, with a change of the target, and with the front.
-async fn forward(mut near: TcpStream, mut targets: watch::Receiver<Option<String>>) {
-    let Some(target) = targets.borrow_and_update().clone() else { return };
+/// Ends with either side, with a cut, and with the front.
+async fn forward(mut near: TcpStream, target: String, mut cuts: watch::Receiver<()>) {
+    cuts.mark_unchanged();
     let Ok(mut far) = TcpStream::connect(target).await else { return };
     // A client's next message must not wait for an acknowledgement of the last.
     let _only_slower = (near.set_nodelay(true), far.set_nodelay(true));
     tokio::select! {
         _ended = copy_bidirectional(&mut near, &mut far) => {}
-        _moved = targets.changed() => {}
+        _cut = cuts.changed() => {}
     }
 }

@@ -45,7 +45,7 @@ async fn moves(mut agent: Agent) {
     for node in [0, 1, 2, 0] {
         publish(node).await;
     }
-    front.move_to(&fleet[1]);
+    front.lead_to(&fleet[1]);
     let again = agent.take_from("ann", CHANNEL, "subscribed").await;
     assert_eq!((&again["wasRecovering"], &again["recovered"]), (&json!(true), &json!(true)), "{again}");
     assert_eq!(connections(&fleet).await, [0, 1, 0], "it is on the second node");
@@ -58,7 +58,7 @@ async fn moves(mut agent: Agent) {
     for node in [0, 2, 2] {
         publish(node).await;
     }
-    front.move_to(&fleet[2]);
+    front.lead_to(&fleet[2]);
     let again = agent.take_from("ann", CHANNEL, "subscribed").await;
     assert_eq!((&again["wasRecovering"], &again["recovered"]), (&json!(true), &json!(true)), "{again}");
     // It publishes from where it is now.

@@ -1,4 +1,5 @@
-//! A node that dies without a word: its members leave, once each, and nobody else notices.
+//! Nodes that go: the members of one that dies without a word leave, once each, and clients that come back elsewhere are
+//! given what they missed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 use tests::client::Client;
 use tests::fleet::Fleet;
 use tests::redis::{Server, VOLATILE};
+use tests::trial::Trial;
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -73,6 +75,29 @@ async fn its_members_leave_exactly_once_in_time() {
     for watcher in &mut watchers {
         assert_eq!(watcher.publication("lobby:a").await["data"], json!("still here"), "the very next thing");
     }
+}
+
+#[tokio::test]
+async fn clients_of_nodes_that_die_or_drain_under_load_miss_nothing() {
+    const CALM: u64 = 50;
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(""), 3);
+    let trial = Trial::start_publishing_on(&fleet, &fleet.nodes()[2..]).await;
+    trial.load.succeed(CALM).await;
+    trial.fronts[0].lead_to(&fleet[1]);
+    fleet[0].kill().await;
+    trial.load.succeed(CALM).await;
+    for front in &trial.fronts[..2] {
+        front.lead_to(&fleet[2]);
+    }
+    fleet[1].terminate();
+    assert_eq!(fleet[1].exit_code().await, 0, "drained");
+    trial.load.succeed(CALM).await;
+    let report = trial.finish(&fleet[2]).await;
+    report.expect_truthful();
+    report.expect_kept();
+    // Two listeners came from the first node to the second and from there with its own to the third.
+    assert!(report.disconnects.len() >= 6, "{:?}", report.disconnects);
 }
 
 /// Counts the next leave that this client is told, passing over joins.
