@@ -271,7 +271,8 @@ async def run_all(scenarios, settings, binary):
     failed = 0 if scenarios else 1
     for index, scenario in enumerate(scenarios, 1):
         name = scenario.__doc__
-        world = World(settings, binary, f"py{'pb' if binary else 'json'}-{index}")
+        # Another run may have been on the same Redis.
+        world = World(settings, binary, f"py{'pb' if binary else 'json'}-{os.getpid()}-{index}")
         try:
             await within(scenario(world), name, 4 * DEADLINE)
             print(f"ok {index} - {name}", flush=True)
