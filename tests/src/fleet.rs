@@ -2,7 +2,10 @@
 
 use std::ops::Index;
 
+use serde_json::json;
+
 use crate::gateway::{Builder, Gateway, config_with};
+use crate::until;
 
 /// The nodes, by number.
 pub struct Fleet {
@@ -10,14 +13,31 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts so many nodes with this way to Redis, which is what the `config` of the servers in [`crate::redis`] returns.
-    pub fn start(redis: &str, count: usize) -> Self {
-        Self { nodes: (0..count).map(|_| node(redis).start()).collect() }
+    /// Starts so many nodes with this way to Redis, which is what the `config` of the servers in [`crate::redis`] returns,
+    /// and waits until they are ready and know each other.
+    pub async fn start(redis: &str, count: usize) -> Self {
+        let fleet = Self { nodes: (0..count).map(|_| node(redis).start()).collect() };
+        fleet.complete().await;
+        fleet
     }
 
     /// Starts one more.
-    pub fn grow(&mut self, redis: &str) {
+    pub async fn grow(&mut self, redis: &str) {
         self.nodes.push(node(redis).start());
+        self.complete().await;
+    }
+
+    async fn complete(&self) {
+        for node in &self.nodes {
+            until("a node to be ready", async || node.internal_status("/health/ready").await == 200).await;
+        }
+        for node in &self.nodes {
+            let knows_all = async || {
+                let answer = node.api().call("info", json!({})).await;
+                answer["result"]["nodes"].as_array().is_some_and(|all| all.len() == self.nodes.len())
+            };
+            until("a node to know all others", knows_all).await;
+        }
     }
 
     /// All nodes.

@@ -19,7 +19,7 @@ async fn connect(node: &Gateway, user: &str) -> (Client, Value) {
 #[tokio::test]
 async fn subscribe_unsubscribe_and_refresh_reach_every_node() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let api = fleet[0].api();
     let (mut here, _) = connect(&fleet[0], "ann").await;
     let (mut there, there_id) = connect(&fleet[1], "ann").await;
@@ -67,7 +67,7 @@ async fn subscribe_unsubscribe_and_refresh_reach_every_node() {
 #[tokio::test]
 async fn disconnect_reaches_every_node_but_for_the_white_list() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3);
+    let fleet = Fleet::start(&redis.config(""), 3).await;
     let (mut first, _) = connect(&fleet[0], "ann").await;
     let (mut second, _) = connect(&fleet[1], "ann").await;
     let (mut kept, kept_id) = connect(&fleet[2], "ann").await;
@@ -93,7 +93,7 @@ async fn disconnect_reaches_every_node_but_for_the_white_list() {
 #[tokio::test]
 async fn channels_and_info_tell_of_all_nodes() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3);
+    let fleet = Fleet::start(&redis.config(""), 3).await;
     let mut clients = Vec::new();
     for (index, node) in fleet.nodes().iter().enumerate() {
         for user in ["ann", "bob"] {
@@ -128,7 +128,7 @@ async fn channels_and_info_tell_of_all_nodes() {
 #[tokio::test]
 async fn a_node_that_hangs_makes_commands_fail_in_time_and_only_while_it_hangs() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let api = fleet[0].api();
     let (mut ann, _) = connect(&fleet[1], "ann").await;
     ann.subscribe("bare:a").await;
@@ -160,4 +160,76 @@ async fn a_node_that_hangs_makes_commands_fail_in_time_and_only_while_it_hangs()
     tests::until("info to tell of both nodes again", works).await;
     api.ok("disconnect", json!({ "user": "ann" })).await;
     ann.expect_close(3503, "force disconnect").await;
+}
+
+#[tokio::test]
+async fn a_command_is_carried_out_though_its_delivery_was_lost() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
+    let api = fleet[0].api();
+    for round in 0..5 {
+        let user = format!("user-{round}");
+        let (mut client, _) = connect(&fleet[1], &user).await;
+        // Nobody hears what is published in this moment, neither the command nor the answers.
+        redis.admin(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        let began = Instant::now();
+        let answer = api.call("disconnect", json!({ "user": user })).await;
+        // The caller may be told that no answer came; then, too, the command is not lost.
+        assert!(answer["result"].is_object() || answer["error"]["code"] == json!(100), "{answer}");
+        println!("round {round}: {answer} after {:?}", began.elapsed());
+        client.expect_close(3503, "force disconnect").await;
+    }
+}
+
+#[tokio::test]
+async fn commands_fail_fast_without_redis_and_work_again_with_it() {
+    let mut redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
+    let api = fleet[0].api();
+    let (mut ann, _) = connect(&fleet[1], "ann").await;
+    redis.kill();
+    for (method, body) in [
+        ("disconnect", json!({ "user": "ann" })),
+        ("info", json!({})),
+        ("channels", json!({})),
+        ("presence", json!({ "channel": "chat:a" })),
+        ("presence_stats", json!({ "channel": "chat:a" })),
+        ("history", json!({ "channel": "chat:a", "limit": 1 })),
+        ("history_remove", json!({ "channel": "chat:a" })),
+    ] {
+        let began = Instant::now();
+        assert_eq!(api.error(method, body).await, 100, "{method}");
+        assert!(began.elapsed() < Duration::from_secs(4), "{method} took {:?}", began.elapsed());
+    }
+    redis.start_again();
+    // Whether the one that failed takes effect later is open; that this one does is not.
+    let disconnected = async || api.call("disconnect", json!({ "user": "ann" })).await["result"].is_object();
+    tests::until("a disconnect to succeed", disconnected).await;
+    ann.expect_close(3503, "force disconnect").await;
+    let complete =
+        async || api.call("info", json!({})).await["result"]["nodes"].as_array().is_some_and(|all| all.len() == 2);
+    tests::until("info to tell of both nodes again", complete).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_gone_is_waited_for_no_longer_than_its_lease() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 3).await;
+    let api = fleet[0].api();
+    let nodes = async || api.call("info", json!({})).await["result"]["nodes"].as_array().map(Vec::len);
+    assert_eq!(nodes().await, Some(3));
+    // One that ends in good order is not missed.
+    fleet[1].terminate();
+    assert_eq!(fleet[1].exit_code().await, 0);
+    let left = Instant::now();
+    tests::until("the node that left to be forgotten", async || nodes().await == Some(2)).await;
+    println!("commands work again {:?} after a node left", left.elapsed());
+    assert!(left.elapsed() < Duration::from_secs(3), "took {:?}", left.elapsed());
+    api.ok("disconnect", json!({ "user": "nobody" })).await;
+    fleet[2].kill().await;
+    let died = Instant::now();
+    tests::until("the dead node to be forgotten", async || nodes().await == Some(1)).await;
+    println!("commands work again {:?} after a node died", died.elapsed());
+    assert!(died.elapsed() < Duration::from_secs(3 + 10), "took {:?}", died.elapsed());
+    api.ok("disconnect", json!({ "user": "nobody" })).await;
 }

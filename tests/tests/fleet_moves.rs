@@ -27,7 +27,7 @@ async fn python() {
 /// From node 0 to node 1, and to node 2 when node 1 dies.
 async fn moves(mut agent: Agent) {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3);
+    let fleet = Fleet::start(&redis.config(""), 3).await;
     let front = Front::to(&fleet[0]).await;
     agent.connect("ann", front.url()).await;
     agent.subscribe("ann", CHANNEL).await;

@@ -22,7 +22,7 @@ const MEMBERS: usize = 5;
 #[tokio::test]
 async fn its_members_leave_exactly_once_in_time() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 4);
+    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 4).await;
     let mut watchers = Vec::new();
     for node in &fleet.nodes()[..2] {
         let mut watcher = node.connect("watcher").await;
@@ -81,7 +81,7 @@ async fn its_members_leave_exactly_once_in_time() {
 async fn clients_of_nodes_that_die_or_drain_under_load_miss_nothing() {
     const CALM: u64 = 50;
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3);
+    let fleet = Fleet::start(&redis.config(""), 3).await;
     let trial = Trial::start_publishing_on(&fleet, &fleet.nodes()[2..]).await;
     trial.load.succeed(CALM).await;
     trial.fronts[0].lead_to(&fleet[1]);

@@ -7,7 +7,7 @@ use tests::redis::{Server, VOLATILE};
 #[tokio::test]
 async fn every_node_shows_the_members_on_all_nodes() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let token = tests::tokens::connection(json!({ "sub": "ann", "info": { "nick": "Mo" } }));
     let mut ann = fleet[0].open().await;
     let ann_id = ann.connect_with(&token).await["client"].clone();
@@ -52,7 +52,7 @@ async fn every_node_shows_the_members_on_all_nodes() {
 #[tokio::test]
 async fn joins_and_leaves_are_heard_on_all_nodes_once() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let mut ann = fleet[0].connect("ann").await;
     ann.subscribe("lobby:a").await;
     // Her own.
@@ -74,4 +74,33 @@ async fn joins_and_leaves_are_heard_on_all_nodes_once() {
     // Nothing came twice: the next thing is this.
     fleet[1].api().publish("lobby:a", json!("the end")).await;
     assert_eq!(ann.publication("lobby:a").await["data"], json!("the end"));
+}
+
+#[tokio::test]
+async fn members_are_back_when_redis_has_forgotten_them() {
+    let mut redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 2).await;
+    let mut ann = fleet[0].connect("ann").await;
+    ann.subscribe("lobby:a").await;
+    assert_eq!(ann.push().await["join"]["info"]["user"], json!("ann"));
+    let mut bob = fleet[1].connect("bob").await;
+    bob.subscribe("lobby:a").await;
+    assert_eq!(ann.push().await["join"]["info"]["user"], json!("bob"));
+    for round in 1..=2 {
+        redis.kill();
+        redis.start_again();
+        for node in fleet.nodes() {
+            let there = async || {
+                let stats = node.api().call("presence_stats", json!({ "channel": "lobby:a" })).await;
+                stats["result"] == json!({ "num_clients": 2, "num_users": 2 })
+            };
+            tests::until("both to be present again", there).await;
+        }
+        // They have never been away: nobody is told anything.
+        let published = async || {
+            fleet[1].api().call("publish", json!({ "channel": "lobby:a", "data": round })).await["result"].is_object()
+        };
+        tests::until("a publish to succeed", published).await;
+        assert_eq!(ann.publication("lobby:a").await["data"], json!(round), "the very next thing");
+    }
 }

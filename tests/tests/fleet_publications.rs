@@ -21,7 +21,7 @@ async fn subscribers(fleet: &Fleet, channel: &str) -> Vec<Client> {
 #[tokio::test]
 async fn what_one_node_takes_reaches_the_subscribers_of_all_in_order() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3);
+    let fleet = Fleet::start(&redis.config(""), 3).await;
     let mut clients = subscribers(&fleet, "ledger:a").await;
     let mut publisher = fleet[1].connect("publisher").await;
     publisher.subscribe("ledger:a").await;
@@ -65,7 +65,7 @@ async fn what_one_node_takes_reaches_the_subscribers_of_all_in_order() {
 async fn publishers_on_all_nodes_at_once_are_seen_in_one_order_by_all() {
     const EACH: u64 = 100;
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3);
+    let fleet = Fleet::start(&redis.config(""), 3).await;
     let mut clients = subscribers(&fleet, "ledger:a").await;
     let publishers = fleet.nodes().iter().enumerate().map(|(index, node)| async move {
         let api = node.api();
@@ -97,7 +97,7 @@ async fn publishers_on_all_nodes_at_once_are_seen_in_one_order_by_all() {
 #[tokio::test]
 async fn a_retry_with_its_idempotency_key_is_harmless_on_any_node() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     for channel in ["ledger:a", "bare:a"] {
         let mut clients = subscribers(&fleet, channel).await;
         let body = |n: u64, key: &str| json!({ "channel": channel, "data": n, "idempotency_key": key });
@@ -116,12 +116,12 @@ async fn a_retry_with_its_idempotency_key_is_harmless_on_any_node() {
 #[tokio::test]
 async fn history_and_positions_are_the_same_on_every_node() {
     let redis = Server::start(VOLATILE);
-    let mut fleet = Fleet::start(&redis.config(""), 2);
+    let mut fleet = Fleet::start(&redis.config(""), 2).await;
     for n in 1..=5 {
         fleet[n % 2].api().publish("ledger:a", json!({ "n": n })).await;
     }
     // A node that was not there knows it, too.
-    fleet.grow(&redis.config(""));
+    fleet.grow(&redis.config("")).await;
     let mut pages = Vec::new();
     for node in fleet.nodes() {
         pages.push(node.api().ok("history", json!({ "channel": "ledger:a", "limit": 10 })).await);

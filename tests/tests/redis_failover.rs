@@ -17,7 +17,7 @@ const CALM: u64 = 100;
 #[tokio::test]
 async fn sentinel() {
     let mut redis = Watched::start().await;
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let report = fails_over(&fleet, &mut redis).await;
     assert!(!report.forgotten.is_empty(), "the load wrote what was not replicated");
     assert_eq!(report.told, report.subscriptions, "every listener saw some of that");
@@ -26,7 +26,7 @@ async fn sentinel() {
 #[tokio::test]
 async fn cluster() {
     let redis = Cluster::start().await;
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let failing = redis.primary_of(CHANNEL);
     let beside = CHANNELS.iter().filter(|channel| redis.primary_of(channel) != failing).count();
     let report = fails_over(&fleet, &mut (redis, failing)).await;
@@ -38,7 +38,7 @@ async fn cluster() {
 async fn what_was_acknowledged_as_replicated_survives() {
     let mut redis = Watched::start().await;
     let strict = "durability = \"replicated\"\nreplicas = 1\nreplicated_timeout = \"200ms\"";
-    let fleet = Fleet::start(&redis.config(strict), 2);
+    let fleet = Fleet::start(&redis.config(strict), 2).await;
     let trial = Trial::start(&fleet).await;
     trial.load.succeed(CALM).await;
     redis.cut_replication().await;

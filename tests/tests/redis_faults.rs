@@ -33,7 +33,7 @@ async fn replaced(redis: &Server, old: &BTreeSet<String>) {
 #[tokio::test]
 async fn a_crash_of_redis_that_keeps_its_data_loses_nothing() {
     let mut redis = Server::start(APPEND_ONLY);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let trial = Trial::start(&fleet).await;
     for _ in 0..3 {
         trial.load.succeed(CALM).await;
@@ -48,7 +48,7 @@ async fn a_crash_of_redis_that_keeps_its_data_loses_nothing() {
 #[tokio::test]
 async fn a_crash_of_redis_that_forgets_everything_is_told_to_everyone_and_no_more_than_once() {
     let mut redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let trial = Trial::start(&fleet).await;
     trial.load.succeed(CALM).await;
     redis.kill();
@@ -64,7 +64,7 @@ async fn a_crash_of_redis_that_forgets_everything_is_told_to_everyone_and_no_mor
 #[tokio::test]
 async fn a_redis_that_hangs_for_ten_seconds_loses_nothing() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let trial = Trial::start(&fleet).await;
     trial.load.succeed(CALM).await;
     redis.freeze();
@@ -83,7 +83,7 @@ async fn a_redis_that_hangs_for_ten_seconds_loses_nothing() {
 #[tokio::test]
 async fn subscriber_connections_that_are_killed_lose_nothing() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let trial = Trial::start(&fleet).await;
     assert!(subscribers(&redis).len() >= 2, "one for each node at least");
     trial.load.succeed(CALM).await;
@@ -101,7 +101,7 @@ async fn subscriber_connections_that_are_killed_lose_nothing() {
 #[tokio::test]
 async fn the_last_publication_before_silence_arrives_though_its_delivery_was_lost() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let mut clients = Vec::new();
     for node in fleet.nodes() {
         let mut client = node.connect("ann").await;
@@ -124,7 +124,7 @@ async fn the_last_publication_before_silence_arrives_though_its_delivery_was_los
 #[tokio::test]
 async fn an_output_buffer_that_overflows_loses_nothing() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let mut trial = Trial::start(&fleet).await;
     trial.load.succeed(CALM).await;
     // Redis ends a connection whose buffer is over the limit; a publication of this size is over it by itself.
@@ -144,7 +144,7 @@ async fn an_output_buffer_that_overflows_loses_nothing() {
 #[tokio::test]
 async fn scripts_that_are_flushed_fail_no_publish() {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
     let trial = Trial::start(&fleet).await;
     for _ in 0..20 {
         redis.admin(&["SCRIPT", "FLUSH"]);
@@ -153,4 +153,24 @@ async fn scripts_that_are_flushed_fail_no_publish() {
     let report = trial.finish(&fleet[0]).await;
     report.expect_nothing_lost();
     assert_eq!(report.failures().count(), 0);
+}
+
+#[tokio::test]
+async fn a_retry_after_an_unknown_outcome_is_harmless_with_its_key() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config("command_timeout = \"500ms\""), 2).await;
+    let mut ann = fleet[1].connect("ann").await;
+    ann.subscribe("ledger:a").await;
+    for n in 1..=3 {
+        let body = json!({ "channel": "ledger:a", "data": n, "idempotency_key": n.to_string() });
+        redis.freeze();
+        // It is on its way to Redis, which may well carry it out when it goes on.
+        assert_eq!(fleet[0].api().error("publish", body.clone()).await, 100);
+        redis.resume();
+        let retried = async || fleet[n % 2].api().call("publish", body.clone()).await["result"].is_object();
+        until("a retry to succeed", retried).await;
+        assert_eq!(ann.publication("ledger:a").await["data"], json!(n), "once, in order");
+    }
+    let page = fleet[0].api().ok("history", json!({ "channel": "ledger:a", "limit": 10 })).await;
+    assert_eq!(page["publications"].as_array().map(Vec::len), Some(3), "{page}");
 }

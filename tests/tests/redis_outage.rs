@@ -50,7 +50,7 @@ async fn next_number(client: &mut tests::client::Client) -> Value {
 #[tokio::test]
 async fn clients_stay_and_publishes_fail_fast_until_it_is_back() {
     let mut redis = Server::start(APPEND_ONLY);
-    let fleet = Fleet::start(&redis.config("command_timeout = \"1s\""), 2);
+    let fleet = Fleet::start(&redis.config("command_timeout = \"1s\""), 2).await;
     let mut ann = fleet[0].connect("ann").await;
     let mut bob = fleet[1].connect("bob").await;
     for client in [&mut ann, &mut bob] {
