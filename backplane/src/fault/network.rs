@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::ready;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 
 use crate::memory::MemoryBackplane;
 use crate::{
     Backplane, BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, Delivery, Disturbance,
-    HistoryOptions, HistoryPage, HistoryQuery, NewPublication, PresenceEvent, PresenceStats, PresenceStore,
-    PublishOptions, Published, Sink, Status, StreamPosition,
+    HistoryOptions, HistoryPage, HistoryQuery, Lease, Member, Members, NewPublication, NodeId, PresenceEvent,
+    PresenceStats, PresenceStore, PublishOptions, Published, Sink, Status, StreamPosition,
 };
 
 /// One in-memory backplane that several nodes of one process share, as they would share a server. For simulations of a
@@ -228,5 +230,32 @@ impl PresenceStore for NodeLink {
 impl fmt::Debug for NodeLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeLink").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// All nodes of a network are one fleet; an injected fault does not touch what they know of each other.
+impl Members for NodeLink {
+    fn report<'a>(&'a self, node: NodeId, report: Bytes) -> BackplaneFuture<'a, ()> {
+        self.backplane.report(node, report)
+    }
+
+    fn withdraw<'a>(&'a self, node: NodeId) -> BackplaneFuture<'a, ()> {
+        self.backplane.withdraw(node)
+    }
+
+    fn members<'a>(&'a self) -> BackplaneFuture<'a, Vec<Member>> {
+        self.backplane.members()
+    }
+
+    fn member_ages<'a>(&'a self) -> BackplaneFuture<'a, Vec<(NodeId, Duration)>> {
+        self.backplane.member_ages()
+    }
+
+    fn hold_lease<'a>(&'a self, name: &'a str, holder: NodeId, ttl: Duration) -> BackplaneFuture<'a, Lease> {
+        self.backplane.hold_lease(name, holder, ttl)
+    }
+
+    fn release_lease<'a>(&'a self, name: &'a str, holder: NodeId) -> BackplaneFuture<'a, ()> {
+        self.backplane.release_lease(name, holder)
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use backplane::redis::{Address, RedisConfig, Topology, acl_line};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rand::Rng;
 use tempfile::TempDir;
 
 const USER: &str = "evenkeel";
@@ -79,6 +80,10 @@ impl Server {
         self.process = started.expect("redis-server starts again");
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.process.id()).expect("a process id");
         kill(Pid::from_raw(pid), signal).expect("the server is running");
@@ -119,9 +124,12 @@ impl Drop for Server {
     }
 }
 
+/// A port below those which the operating system gives to outgoing connections: one of these could have the server's port
+/// when it starts again, or be connected to itself while the server is away.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+    let ports = std::iter::repeat_with(|| rand::rng().random_range(10_000..32_000)).take(1_000);
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    ports.into_iter().find(is_free).expect("a free port")
 }
 
 /// `None` if the process ends instead of being ready.

@@ -266,4 +266,4 @@ impl Rejection {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

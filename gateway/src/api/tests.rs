@@ -116,7 +116,7 @@ fn post(path: &str) -> http::request::Builder {
     Request::post(format!("/api{path}")).header("X-API-Key", KEY)
 }
 
-fn runtime(keys: &[&str]) -> Runtime {
+pub(crate) fn runtime(keys: &[&str]) -> Runtime {
     let history = Some(HistoryOptions { size: 10, ttl: Duration::from_secs(300), meta_ttl: Duration::from_secs(3600) });
     let chat = ChannelOptions { presence: true, history, ..ChannelOptions::default() };
     let format = |publication_data_format| ChannelOptions { publication_data_format, ..ChannelOptions::default() };

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backplane::{Backplane, BackplaneError, ChannelName, Members, NewPublication, NodeId, PublishOptions};
 use metrics::{Counter, counter};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::wire::{Answer, Call, Request, WireResult, encode};
 use super::{COMMANDS_KEPT, answers_channel, commands_channel};

@@ -8,6 +8,7 @@ use backplane::{
     StreamPosition,
 };
 use metrics::{Counter, counter};
+use tokio::time::Instant;
 
 use super::commands::Commands;
 use super::inbox::ClusterInbox;
@@ -73,7 +74,7 @@ impl Follower {
 
     /// Follows for ever.
     pub async fn run(mut self) {
-        let mut check = tokio::time::interval(CHECK_EVERY);
+        let mut check = tokio::time::interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_behind = false;
         loop {
@@ -132,30 +133,37 @@ impl Follower {
 
     /// Reads what came after the last command and carries it out; false if it has to be tried again.
     async fn catch_up(&mut self) -> bool {
-        // All that are kept at most, so that one read tells whether something is missing.
-        let query = HistoryQuery::since(self.at.clone(), COMMANDS_KEPT.size);
-        let page = match self.backplane.history(&self.commands_channel, query, COMMANDS_KEPT).await {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::debug!(%error, "commands of other nodes cannot be read yet");
-                return false;
+        loop {
+            // All that are kept at most, so that one read tells whether something is missing.
+            let query = HistoryQuery::since(self.at.clone(), COMMANDS_KEPT.size);
+            let page = match self.backplane.history(&self.commands_channel, query, COMMANDS_KEPT).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::debug!(%error, "commands of other nodes cannot be read yet");
+                    return false;
+                }
+            };
+            if page.top == self.at {
+                return true;
             }
-        };
-        if page.top == self.at {
+            if page.covered {
+                self.repaired_total.increment(page.publications.len() as u64);
+            } else {
+                // Their callers were told that this node did not answer.
+                self.lost_total.increment(1);
+                tracing::warn!("commands of other nodes may have been missed: they are not kept any more");
+            }
+            if page.top.epoch != self.at.epoch {
+                // The backplane has lost the stream. Everything in the new one came afterwards.
+                self.at = StreamPosition { epoch: page.top.epoch, offset: Offset(0) };
+                continue;
+            }
+            for stored in &page.publications {
+                self.carry_out(&stored.publication).await;
+            }
+            self.at = page.top;
             return true;
         }
-        if page.covered {
-            self.repaired_total.increment(page.publications.len() as u64);
-        } else {
-            // Their callers were told that this node did not answer.
-            self.lost_total.increment(1);
-            tracing::warn!("commands of other nodes were missed: this node was away for longer than they are kept");
-        }
-        for stored in &page.publications {
-            self.carry_out(&stored.publication).await;
-        }
-        self.at = page.top;
-        true
     }
 
     /// One stored command.

@@ -11,6 +11,8 @@ pub mod commands;
 pub mod follow;
 pub mod inbox;
 pub mod roster;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::time::Duration;
