@@ -109,3 +109,14 @@ async fn a_node_that_starts_before_redis_is_ready_when_redis_is() {
     until("the loss to be noticed", async || gateway.metric("gateway_backplane_up").await == Some(0.0)).await;
     assert_eq!(gateway.internal_status("/health/ready").await, 200);
 }
+
+#[tokio::test]
+async fn a_redis_that_does_not_allow_what_is_needed_is_refused_with_the_rule_that_helps() {
+    let redis = Server::start(VOLATILE);
+    redis.admin(&["ACL", "SETUSER", "evenkeel", "-info"]);
+    let gateway = node(&redis.config("")).start();
+    assert!(gateway.exit_code().await > 0, "it cannot ever work");
+    let log = gateway.log();
+    assert!(log.contains("ACL SETUSER evenkeel on") && log.contains("+info"), "{log}");
+    assert!(!log.contains("not-a-secret"), "no password in the log");
+}
