@@ -1,5 +1,5 @@
-//! A load balancer whose clients can be moved from one gateway to another, which their SDKs never notice but as a
-//! connection that ended.
+//! A load balancer whose clients can be moved from one server to another, which they never notice but as a connection
+//! that ended: SDKs before gateways, or gateways before Redis servers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +12,7 @@ use crate::gateway::Gateway;
 
 /// Listens on an address of its own. Lives in the test's runtime.
 pub struct Front {
+    address: String,
     url: String,
     target: Target,
     /// Every change ends the connections there are.
@@ -19,31 +20,47 @@ pub struct Front {
     accepting: JoinHandle<()>,
 }
 
-/// `host:port` of the gateway that new connections go to; `None` refuses them.
+/// `host:port` of the server that new connections go to; `None` refuses them.
 type Target = Arc<Mutex<Option<String>>>;
 
 impl Front {
     /// A front that leads to this gateway.
     pub async fn to(gateway: &Gateway) -> Self {
+        let mut front = Self::to_address(gateway.public_address()).await;
+        front.url = gateway.url().replacen(gateway.public_address(), &front.address, 1);
+        front
+    }
+
+    /// A front that leads to the server at this `host:port`.
+    pub async fn to_address(server: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
         let target = Target::default();
         let (cuts, _) = watch::channel(());
-        let url = gateway.url().replacen(gateway.public_address(), &address, 1);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&target), cuts.subscribe()));
-        let front = Self { url, target, cuts, accepting };
-        front.lead_to(gateway);
+        let front = Self { address, url: String::new(), target, cuts, accepting };
+        front.lead_to_address(server);
         front
     }
 
-    /// The URL for WebSocket clients.
+    /// Its own `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The URL for WebSocket clients, before a gateway.
     pub fn url(&self) -> &str {
         &self.url
     }
 
     /// New connections go to this gateway; those there are stay where they are.
     pub fn lead_to(&self, gateway: &Gateway) {
-        self.set(Some(gateway.public_address().to_owned()));
+        self.lead_to_address(gateway.public_address());
+    }
+
+    /// The same for any server.
+    pub fn lead_to_address(&self, server: &str) {
+        self.set(Some(server.to_owned()));
     }
 
     /// Ends every connection without a close frame and refuses new ones, until [`Front::lead_to`].

@@ -24,6 +24,16 @@ async fn sentinel() {
 }
 
 #[tokio::test]
+async fn an_address_that_moves() {
+    let redis = Watched::start().await;
+    let front = Front::to_address(&redis.primary.address()).await;
+    let fleet = Fleet::start(&redis.config_through(&front, ""), 2).await;
+    let report = fails_over(&fleet, &mut (redis, front)).await;
+    assert!(!report.forgotten.is_empty(), "the load wrote what was not replicated");
+    assert_eq!(report.told, report.subscriptions, "every listener saw some of that");
+}
+
+#[tokio::test]
 async fn cluster() {
     let redis = Cluster::start().await;
     let fleet = Fleet::start(&redis.config(""), 2).await;
@@ -37,13 +47,15 @@ async fn cluster() {
 #[tokio::test]
 async fn what_was_acknowledged_as_replicated_survives() {
     let mut redis = Watched::start().await;
+    let front = Front::to_address(&redis.primary.address()).await;
     let strict = "durability = \"replicated\"\nreplicas = 1\nreplicated_timeout = \"200ms\"";
-    let fleet = Fleet::start(&redis.config(strict), 2).await;
+    let fleet = Fleet::start(&redis.config_through(&front, strict), 2).await;
     let trial = Trial::start(&fleet).await;
     trial.load.succeed(CALM).await;
     redis.cut_replication().await;
     trial.load.fail(20).await;
     redis.fail_over().await;
+    front.lead_to_address(&redis.replica.address());
     redis.rejoin().await;
     trial.load.succeed(CALM).await;
     let report = trial.finish(&fleet[0]).await;
@@ -67,6 +79,18 @@ impl Failing for Watched {
 
     async fn fail_over(&mut self) {
         Watched::fail_over(self).await;
+    }
+}
+
+/// Who follows the primary for the gateways, as the services of cloud providers do, is the front.
+impl Failing for (Watched, Front) {
+    async fn cut_replication(&self) {
+        self.0.cut_replication().await;
+    }
+
+    async fn fail_over(&mut self) {
+        self.0.fail_over().await;
+        self.1.lead_to_address(&self.0.replica.address());
     }
 }
 

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::server::Server;
 use super::{VOLATILE, section};
+use crate::front::Front;
 use crate::until;
 
 /// The name under which the Sentinels know the primary.
@@ -49,6 +50,11 @@ impl Watched {
             "mode = \"sentinel\"\naddresses = [{}]\nsentinel.primary = \"{NAME}\"\n{more}",
             addresses.join(", ")
         ))
+    }
+
+    /// The configuration for a gateway that knows nothing of Sentinels, but an address that leads to the primary.
+    pub fn config_through(&self, front: &Front, more: &str) -> String {
+        section(&format!("addresses = [{:?}]\n{more}", front.address()))
     }
 
     /// Cuts the link between the two. What the primary is given from now on is lost when it ends.
