@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use crate::DEADLINE;
-use crate::api::Api;
+use crate::api::{Api, send};
 use crate::client::Client;
 use crate::turn::Turn;
 
@@ -205,6 +205,33 @@ impl Gateway {
     /// Asks the gateway to read its configuration again.
     pub fn hang_up(&self) {
         self.signal(Signal::SIGHUP);
+    }
+
+    /// Ends the process as a crash does.
+    pub async fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+        self.exit_code().await;
+    }
+
+    /// Stops the process until [`Gateway::resume`], as a machine does that hangs.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// The end of [`Gateway::freeze`].
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// The status of a path of the internal listener.
+    pub async fn internal_status(&self, path: &str) -> u16 {
+        send(self.api().get(&format!("{}{path}", self.internal))).await.status
+    }
+
+    /// The value of the metric whose line starts with this name and labels; `None` when there is none.
+    pub async fn metric(&self, line_start: &str) -> Option<f64> {
+        let text = send(self.api().get(&format!("{}/metrics", self.internal))).await.text;
+        text.lines().find(|line| line.starts_with(line_start))?.rsplit(' ').next()?.parse().ok()
     }
 
     /// Waits until the process has ended and returns its exit code; a signal that ended it is a negative number.

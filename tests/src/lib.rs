@@ -4,18 +4,29 @@
 //! [`frames`] and [`wire`] build what a well-behaved client never sends, [`http`] and [`api`] are the HTTP side,
 //! [`tokens`] signs JWTs, [`bystander`] is the connection that must notice nothing, [`script`] runs the SDK scenarios.
 //!
-//! Nothing here sleeps: every wait ends with an event or fails at [`DEADLINE`].
+//! For several nodes: [`redis`] starts and troubles real Redis servers, [`fleet`] is a few gateways on one of them,
+//! [`front`] a load balancer whose clients can be moved, [`agent`] a process with real SDK clients, [`load`] publishes
+//! numbered messages, [`audit`] judges what clients were given, [`trial`] puts the last three together.
+//!
+//! No wait is a guess: every one ends with an event or fails at [`DEADLINE`].
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod api;
+pub mod audit;
 pub mod bystander;
 pub mod client;
+pub mod fleet;
 pub mod frames;
+pub mod front;
 pub mod gateway;
 pub mod http;
+pub mod load;
+pub mod redis;
 pub mod script;
 pub mod tokens;
+pub mod trial;
 mod turn;
 pub mod wire;
 
@@ -35,4 +46,21 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("nothing within {DEADLINE:?}: {what}"),
     }
+}
+
+/// How often [`until`] looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Looks until `holds` says yes, where nothing tells when it does.
+///
+/// # Panics
+///
+/// With `what` when it has not by [`DEADLINE`].
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let looking = async {
+        while !holds().await {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    within(what, looking).await;
 }

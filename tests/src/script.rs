@@ -15,31 +15,62 @@ fn tool(path: &str) -> PathBuf {
     path
 }
 
-/// Runs a script of `tests/sdk/js` in Node against this gateway.
-///
-/// # Panics
-///
-/// With the script's report, when a scenario failed.
-pub fn node(gateway: &Gateway, arguments: &[&str]) {
+/// A command that runs a script of `tests/sdk/js` in Node.
+pub(crate) fn node_command(arguments: &[&str]) -> Command {
     let scripts = directory().join("sdk/js");
     assert!(scripts.join("node_modules/centrifuge").exists(), "the npm packages are missing: tests/run installs them");
-    run(gateway, Command::new(tool("bin/node")).current_dir(scripts).args(arguments));
+    let mut command = Command::new(tool("bin/node"));
+    command.current_dir(scripts).args(arguments);
+    command
 }
 
-/// Runs a script of `tests/sdk/python` against this gateway.
+/// A command that runs a script of `tests/sdk/python`.
+pub(crate) fn python_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(tool("venv/bin/python"));
+    command.arg("-B").current_dir(directory().join("sdk/python")).args(arguments);
+    command
+}
+
+/// Where the clients of a script connect, and where it calls the server API: two nodes of one fleet, or one and the same.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The node for clients.
+    pub clients: &'a Gateway,
+    /// The node for the server API.
+    pub api: &'a Gateway,
+    /// Nodes in the fleet.
+    pub nodes: usize,
+}
+
+impl<'a> From<&'a Gateway> for Target<'a> {
+    fn from(gateway: &'a Gateway) -> Self {
+        Self { clients: gateway, api: gateway, nodes: 1 }
+    }
+}
+
+/// Runs a script of `tests/sdk/js` in Node.
 ///
 /// # Panics
 ///
 /// With the script's report, when a scenario failed.
-pub fn python(gateway: &Gateway, arguments: &[&str]) {
-    let scripts = directory().join("sdk/python");
-    run(gateway, Command::new(tool("venv/bin/python")).arg("-B").current_dir(scripts).args(arguments));
+pub fn node<'a>(target: impl Into<Target<'a>>, arguments: &[&str]) {
+    run(target.into(), &mut node_command(arguments));
 }
 
-fn run(gateway: &Gateway, command: &mut Command) {
+/// Runs a script of `tests/sdk/python`.
+///
+/// # Panics
+///
+/// With the script's report, when a scenario failed.
+pub fn python<'a>(target: impl Into<Target<'a>>, arguments: &[&str]) {
+    run(target.into(), &mut python_command(arguments));
+}
+
+fn run(target: Target<'_>, command: &mut Command) {
     let output = command
-        .env("EVENKEEL_TEST_WS", gateway.url())
-        .env("EVENKEEL_TEST_API", format!("{}/api", gateway.public_http()))
+        .env("EVENKEEL_TEST_WS", target.clients.url())
+        .env("EVENKEEL_TEST_API", format!("{}/api", target.api.public_http()))
+        .env("EVENKEEL_TEST_NODES", target.nodes.to_string())
         .env("EVENKEEL_API_KEY", API_KEY)
         .env("EVENKEEL_TOKEN_HMAC_SECRET", SECRET)
         .stdin(Stdio::null())

@@ -1,37 +1,11 @@
 // Runs every scenario with the JSON SDK in headless Chromium, from a page served on loopback:
 // `node run-browser.js [part of a scenario's name]`.
 
-import { readFile } from 'node:fs/promises';
-import http from 'node:http';
-import path from 'node:path';
-import { fileURLToPath } from 'node:url';
-
 import { Backend, settings } from './backend.js';
 import { launch } from './browser.js';
+import { servePage } from './page.js';
 
-const root = path.dirname(fileURLToPath(import.meta.url));
-const PAGE = '<!doctype html><title>scenarios</title><script src="/node_modules/centrifuge/dist/centrifuge.js"></script>';
-
-// Chromium refuses loopback WebSockets from opaque origins, so the page comes from a server of its own.
-const server = http.createServer(async (request, response) => {
-  if (request.url === '/') {
-    response.setHeader('Content-Type', 'text/html').end(PAGE);
-    return;
-  }
-  const file = path.join(root, path.normalize(request.url));
-  if (!file.startsWith(root) || !file.endsWith('.js')) {
-    response.writeHead(404).end();
-    return;
-  }
-  try {
-    const text = await readFile(file);
-    response.setHeader('Content-Type', 'text/javascript').end(text);
-  } catch {
-    response.writeHead(404).end();
-  }
-});
-await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-
+const { url: pageUrl, close } = await servePage();
 const setup = settings();
 const backend = new Backend(setup);
 const only = process.argv[2] ?? '';
@@ -44,7 +18,7 @@ try {
   page.on('pageerror', (error) => console.log(`# page error: ${error.stack}`));
   await page.exposeFunction('print', (line) => console.log(line));
   await page.exposeFunction('backendCall', (method, parameters) => backend[method](...parameters));
-  await page.goto(`http://127.0.0.1:${server.address().port}/`);
+  await page.goto(pageUrl);
   failed = await page.evaluate(
     async ({ url, only }) => {
       const { runAll, World } = await import('/kit.js');
@@ -71,6 +45,6 @@ try {
   );
 } finally {
   await browser.close();
-  server.close();
+  close();
 }
 process.exit(failed === 0 ? 0 : 1);

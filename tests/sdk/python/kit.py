@@ -48,6 +48,7 @@ class Settings:
         self.api = os.environ["EVENKEEL_TEST_API"]
         self.key = os.environ["EVENKEEL_API_KEY"]
         self.secret = os.environ["EVENKEEL_TOKEN_HMAC_SECRET"]
+        self.nodes = int(os.environ["EVENKEEL_TEST_NODES"])
 
 
 class Events:
@@ -270,7 +271,8 @@ async def run_all(scenarios, settings, binary):
     failed = 0 if scenarios else 1
     for index, scenario in enumerate(scenarios, 1):
         name = scenario.__doc__
-        world = World(settings, binary, f"py{'pb' if binary else 'json'}-{index}")
+        # Another run may have been on the same Redis.
+        world = World(settings, binary, f"py{'pb' if binary else 'json'}-{os.getpid()}-{index}")
         try:
             await within(scenario(world), name, 4 * DEADLINE)
             print(f"ok {index} - {name}", flush=True)

@@ -1,0 +1,60 @@
+//! A few gateways on one Redis.
+
+use std::ops::Index;
+
+use serde_json::json;
+
+use crate::gateway::{Builder, Gateway, config_with};
+use crate::until;
+
+/// The nodes, by number.
+pub struct Fleet {
+    nodes: Vec<Gateway>,
+}
+
+impl Fleet {
+    /// Starts so many nodes with this way to Redis, which is what the `config` of the servers in [`crate::redis`] returns,
+    /// and waits until they are ready and know each other.
+    pub async fn start(redis: &str, count: usize) -> Self {
+        let fleet = Self { nodes: (0..count).map(|_| node(redis).start()).collect() };
+        fleet.complete().await;
+        fleet
+    }
+
+    /// Starts one more.
+    pub async fn grow(&mut self, redis: &str) {
+        self.nodes.push(node(redis).start());
+        self.complete().await;
+    }
+
+    async fn complete(&self) {
+        for node in &self.nodes {
+            until("a node to be ready", async || node.internal_status("/health/ready").await == 200).await;
+        }
+        for node in &self.nodes {
+            let knows_all = async || {
+                let answer = node.api().call("info", json!({})).await;
+                answer["result"]["nodes"].as_array().is_some_and(|all| all.len() == self.nodes.len())
+            };
+            until("a node to know all others", knows_all).await;
+        }
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Gateway] {
+        &self.nodes
+    }
+}
+
+impl Index<usize> for Fleet {
+    type Output = Gateway;
+
+    fn index(&self, index: usize) -> &Gateway {
+        &self.nodes[index]
+    }
+}
+
+/// A gateway that is yet to be started. What a fault makes clients miss fits into one recovery.
+pub fn node(redis: &str) -> Builder {
+    Gateway::with(&(config_with("client", "recovery_limit = 5000\nhistory_limit = 5000") + redis))
+}

@@ -1,0 +1,106 @@
+//! Presence, joins and leaves across nodes.
+
+use serde_json::{Value, json};
+use tests::fleet::Fleet;
+use tests::redis::{Server, VOLATILE};
+
+#[tokio::test]
+async fn every_node_shows_the_members_on_all_nodes() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
+    let token = tests::tokens::connection(json!({ "sub": "ann", "info": { "nick": "Mo" } }));
+    let mut ann = fleet[0].open().await;
+    let ann_id = ann.connect_with(&token).await["client"].clone();
+    ann.subscribe("chat:a").await;
+    // One user with a connection on each node, and another.
+    let mut ann_again = fleet[1].open().await;
+    let again_id = ann_again.connect_with(&token).await["client"].clone();
+    let mut bob = fleet[1].open().await;
+    let bob_id = bob.connect_as("bob").await["client"].clone();
+    for client in [&mut ann_again, &mut bob] {
+        client.subscribe("chat:a").await;
+    }
+    let text = |id: &Value| id.as_str().expect("an id").to_owned();
+    let mut expected = json!({});
+    for id in [&ann_id, &again_id] {
+        expected[text(id)] = json!({ "client": id, "user": "ann", "conn_info": { "nick": "Mo" } });
+    }
+    expected[text(&bob_id)] = json!({ "client": bob_id, "user": "bob" });
+    let body = json!({ "channel": "chat:a" });
+    for node in fleet.nodes() {
+        assert_eq!(node.api().ok("presence", body.clone()).await["presence"], expected);
+        let stats = node.api().ok("presence_stats", body.clone()).await;
+        assert_eq!(stats, json!({ "num_clients": 3, "num_users": 2 }));
+    }
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(client.call(json!({ "presence": body })).await["presence"]["presence"], expected);
+        let stats = client.call(json!({ "presence_stats": body })).await;
+        assert_eq!(stats["presence_stats"], json!({ "num_clients": 3, "num_users": 2 }));
+    }
+
+    // Each way of going is seen at once on the other node.
+    let reply = bob.call(json!({ "unsubscribe": { "channel": "chat:a" } })).await;
+    assert_eq!(reply["unsubscribe"], json!({}), "{reply}");
+    let stats = ann.call(json!({ "presence_stats": body })).await;
+    assert_eq!(stats["presence_stats"], json!({ "num_clients": 2, "num_users": 1 }));
+    ann_again.vanish();
+    let gone =
+        async || fleet[0].api().ok("presence_stats", body.clone()).await == json!({ "num_clients": 1, "num_users": 1 });
+    tests::until("the presence entry of a connection that is gone to go", gone).await;
+}
+
+#[tokio::test]
+async fn joins_and_leaves_are_heard_on_all_nodes_once() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(""), 2).await;
+    let mut ann = fleet[0].connect("ann").await;
+    ann.subscribe("lobby:a").await;
+    // Her own.
+    assert_eq!(ann.push().await["join"]["info"]["user"], json!("ann"));
+    for round in 0..3 {
+        let mut bob = fleet[1].open().await;
+        let id = bob.connect_as("bob").await["client"].clone();
+        bob.subscribe("lobby:a").await;
+        let join = ann.push().await;
+        assert_eq!(join, json!({ "channel": "lobby:a", "join": { "info": { "user": "bob", "client": id } } }));
+        match round {
+            0 => drop(bob.call(json!({ "unsubscribe": { "channel": "lobby:a" } })).await),
+            1 => drop(fleet[0].api().ok("disconnect", json!({ "user": "bob" })).await),
+            _ => bob.vanish(),
+        }
+        let leave = ann.push().await;
+        assert_eq!(leave, json!({ "channel": "lobby:a", "leave": { "info": { "user": "bob", "client": id } } }));
+    }
+    // Nothing came twice: the next thing is this.
+    fleet[1].api().publish("lobby:a", json!("the end")).await;
+    assert_eq!(ann.publication("lobby:a").await["data"], json!("the end"));
+}
+
+#[tokio::test]
+async fn members_are_back_when_redis_has_forgotten_them() {
+    let mut redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 2).await;
+    let mut ann = fleet[0].connect("ann").await;
+    ann.subscribe("lobby:a").await;
+    assert_eq!(ann.push().await["join"]["info"]["user"], json!("ann"));
+    let mut bob = fleet[1].connect("bob").await;
+    bob.subscribe("lobby:a").await;
+    assert_eq!(ann.push().await["join"]["info"]["user"], json!("bob"));
+    for round in 1..=2 {
+        redis.kill();
+        redis.start_again();
+        for node in fleet.nodes() {
+            let there = async || {
+                let stats = node.api().call("presence_stats", json!({ "channel": "lobby:a" })).await;
+                stats["result"] == json!({ "num_clients": 2, "num_users": 2 })
+            };
+            tests::until("both to be present again", there).await;
+        }
+        // They have never been away: nobody is told anything.
+        let published = async || {
+            fleet[1].api().call("publish", json!({ "channel": "lobby:a", "data": round })).await["result"].is_object()
+        };
+        tests::until("a publish to succeed", published).await;
+        assert_eq!(ann.publication("lobby:a").await["data"], json!(round), "the very next thing");
+    }
+}
