@@ -17,7 +17,8 @@
 //!    which they were first polled.
 //! 7. Every call ends within a bounded time, whatever happened to the backplane.
 //! 8. After anything that may have cost deliveries the backplane subscribes again by itself and then tells the sink
-//!    ([`Sink::disturbed`]); nobody has to call [`Backplane::subscribe`] a second time.
+//!    ([`Sink::disturbed`]); nobody has to call [`Backplane::subscribe`] a second time. It also tells the sink as soon as
+//!    it knows of the loss, so that the node stops to vouch for what it has.
 
 #![forbid(unsafe_code)]
 

@@ -156,13 +156,14 @@ impl Link {
         }
     }
 
-    pub(super) fn down(&self, why: &dyn fmt::Display) {
+    /// True if it was up until now.
+    pub(super) fn down(&self, why: &dyn fmt::Display) -> bool {
         if !self.is_up.load(Relaxed) {
-            return;
+            return false;
         }
         let mut outage = self.health.outage.lock();
         if !self.is_up.swap(false, Relaxed) {
-            return;
+            return false;
         }
         outage.links_down += 1;
         if outage.links_down == 1 {
@@ -171,6 +172,7 @@ impl Link {
                 tracing::warn!(connection = self.purpose, %why, "redis is away: calls fail and deliveries may be missing");
             }
         }
+        true
     }
 }
 
@@ -208,8 +210,8 @@ async fn watch(client: Client, link: Arc<Link>, mut errors: Receiver<(Error, Opt
         tokio::select! {
             biased;
             error = errors.recv() => match error {
-                Ok((error, _)) => link.down(&error),
-                Err(lagged @ RecvError::Lagged(_)) => link.down(&lagged),
+                Ok((error, _)) => drop(link.down(&error)),
+                Err(lagged @ RecvError::Lagged(_)) => drop(link.down(&lagged)),
                 Err(RecvError::Closed) => return,
             },
             () = tokio::time::sleep(pause) => {
@@ -218,7 +220,7 @@ async fn watch(client: Client, link: Arc<Link>, mut errors: Receiver<(Error, Opt
                 }
                 match probe(&commands).await {
                     Ok(()) => link.up(),
-                    Err(why) => link.down(&why),
+                    Err(why) => drop(link.down(&why)),
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! the primary).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -183,8 +184,8 @@ impl Keeper {
                     Err(RecvError::Closed) => return,
                 },
                 error = self.errors.recv() => match error {
-                    Ok((error, _)) => self.link.down(&error),
-                    Err(lagged @ RecvError::Lagged(_)) => self.link.down(&lagged),
+                    Ok((error, _)) => self.went_down(&error),
+                    Err(lagged @ RecvError::Lagged(_)) => self.went_down(&lagged),
                     Err(RecvError::Closed) => return,
                 },
                 () = is_changed.notified() => {
@@ -210,7 +211,7 @@ impl Keeper {
             (Ok(id), Ok(true)) if Some(id) == self.connection_id => self.link.up(),
             (Ok(_), Ok(_)) => self.restore().await,
             // After the time limit the client library reconnects, and says so.
-            (Err(error), _) | (_, Err(error)) => self.link.down(&error),
+            (Err(error), _) | (_, Err(error)) => self.went_down(&error),
         }
     }
 
@@ -367,7 +368,7 @@ impl Keeper {
     async fn restore(&mut self) {
         let is_first = self.connection_id.is_none();
         if !is_first {
-            self.link.down(&"the connection was made anew");
+            self.went_down(&"the connection was made anew");
         }
         let mut delay = Duration::from_millis(50);
         loop {
@@ -421,6 +422,13 @@ impl Keeper {
         let after = self.apply(names, &[]).await?;
         self.connection_id = Some(after);
         Ok(before == after)
+    }
+
+    /// From here on deliveries may be missing, and the node must not vouch for what it has until they are restored.
+    fn went_down(&self, why: &dyn fmt::Display) {
+        if self.link.down(why) {
+            self.disturb();
+        }
     }
 
     fn disturb(&self) {

@@ -96,6 +96,9 @@ pub(super) struct Stream {
     pub position: Offset,
     /// When a delivery or a check last confirmed the position.
     pub confirmed_at: Tick,
+    /// The backplane was disturbed since: what is at the position may be lost there, so that nobody who comes back may be
+    /// told from it that he has missed nothing.
+    pub doubted: bool,
     /// Subscribers whose own position is ahead of the shard's: they skip publications up to theirs.
     pub late: HashMap<u32, Offset>,
     /// Present only while a read, a repair or a hold-back is under way, so that an idle channel stays small.
@@ -168,6 +171,15 @@ pub(super) enum ReadPurpose {
     Repair(StreamPosition),
 }
 
+impl Channel {
+    /// See [`Stream::doubted`].
+    pub fn doubt(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.doubted = true;
+        }
+    }
+}
+
 impl Stream {
     pub fn new(options: HistoryOptions, now: Tick) -> Self {
         Self {
@@ -176,6 +188,7 @@ impl Stream {
             former_epoch: None,
             position: Offset(0),
             confirmed_at: now,
+            doubted: false,
             late: HashMap::new(),
             work: None,
         }

@@ -25,6 +25,7 @@ impl Hub {
             Some(name) => {
                 let Some(&index) = self.names.get(name) else { return };
                 let channel = &mut self.channels[index as usize];
+                channel.doubt();
                 if !std::mem::replace(&mut channel.check_queued, true) {
                     self.checks.push_front(channel.name.clone());
                 }
@@ -32,6 +33,7 @@ impl Hub {
             None => {
                 self.checks.clear();
                 for (_, channel) in &mut self.channels {
+                    channel.doubt();
                     channel.check_queued = channel.stream.is_some();
                     if channel.check_queued {
                         self.checks.push_back(channel.name.clone());
@@ -68,6 +70,12 @@ impl Hub {
         if self.checks_under_way > 0 {
             return;
         }
+        if std::mem::take(&mut self.checks_failed) {
+            self.checks_from = now.after(self.settings.retry_delay);
+        }
+        if now < self.checks_from {
+            return;
+        }
         let mut batch = Vec::new();
         let mut busy = Vec::new();
         let mut budget = self.settings.checks_per_tick;
@@ -95,12 +103,14 @@ impl Hub {
         }
     }
 
-    /// The answer to one [`Check`]; each has to be answered, however it went. After an error the channel is asked about again, at the pace of checks.
+    /// The answer to one [`Check`]; each has to be answered, however it went. After an error
+    /// the channel is asked about again, and nothing for a while.
     pub fn checked(&mut self, check: &Check, top: Result<StreamPosition, String>, port: &mut impl Port) {
         self.checks_under_way = self.checks_under_way.saturating_sub(1);
         let Some(&index) = self.names.get(&check.channel) else { return };
         let channel = &mut self.channels[index as usize];
         let Ok(top) = top else {
+            self.checks_failed = true;
             if !std::mem::replace(&mut channel.check_queued, true) {
                 self.checks.push_back(check.channel.clone());
             }
@@ -113,6 +123,8 @@ impl Hub {
         let lost = top.epoch != stream.epoch || top.offset > stream.position || top.offset < check.asked_at;
         if lost {
             self.start_repair(index, port);
+        } else if !channel.check_queued {
+            stream.doubted = false;
         }
     }
 }

@@ -333,6 +333,11 @@ impl Hub {
             work.repairing = false;
             work.rounds = 0;
             self.counters.gaps_repaired += 1;
+            let channel = &mut self.channels[index as usize];
+            let check_queued = channel.check_queued;
+            if let Some(stream) = &mut channel.stream {
+                stream.doubted &= check_queued;
+            }
         }
         self.after_read(index, now, port);
     }
@@ -347,6 +352,7 @@ impl Hub {
         }
         stream.position = top.offset;
         stream.confirmed_at = now;
+        stream.doubted &= channel.check_queued;
         stream.late.clear();
         let work = stream.work();
         work.repairing = false;

@@ -130,6 +130,10 @@ pub struct Hub {
     pub(super) checks: VecDeque<ChannelName>,
     /// Checks that were asked for and are not answered yet.
     pub(super) checks_under_way: usize,
+    /// One of them was answered with an error.
+    pub(super) checks_failed: bool,
+    /// Not before this.
+    pub(super) checks_from: Tick,
     pub(super) sweep_cursor: usize,
     subscriptions: usize,
     pub(super) next_serial: u64,
@@ -148,6 +152,8 @@ impl Hub {
             retries: VecDeque::new(),
             checks: VecDeque::new(),
             checks_under_way: 0,
+            checks_failed: false,
+            checks_from: Tick(0),
             sweep_cursor: 0,
             subscriptions: 0,
             next_serial: 0,
@@ -364,7 +370,7 @@ impl Hub {
                 let other_epoch = !from.epoch.is_unknown() && from.epoch != stream.epoch;
                 match from.mode {
                     // Everything delivered here is everything there was up to the shard's position.
-                    RecoverMode::Stream if from.offset == stream.position && !other_epoch => {
+                    RecoverMode::Stream if from.offset == stream.position && !other_epoch && !stream.doubted => {
                         Some(Joined { position: Some(stream.at()), recovered: true, publications: Vec::new() })
                     }
                     RecoverMode::Stream if stream.former_epoch.as_ref() == Some(&from.epoch) => {

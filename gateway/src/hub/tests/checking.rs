@@ -77,9 +77,11 @@ fn a_quiet_position_is_checked_in_time_and_a_busy_one_is_not() {
     bench.expect(&[]);
     bench.wait(Duration::from_secs(3));
     bench.expect(&["check news@6"]);
-    // A failed check is asked again with the next ones, an answered one after as long a quiet.
+    // A failed check is asked again after a pause, an answered one after as long a quiet.
     bench.check_failed();
-    bench.wait(Duration::from_millis(100));
+    bench.wait(Duration::from_millis(900));
+    bench.expect(&[]);
+    bench.wait(Duration::from_millis(300));
     bench.expect(&["check news@6"]);
     bench.checked("e", 6);
     bench.wait(Duration::from_secs(38));

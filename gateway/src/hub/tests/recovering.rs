@@ -285,3 +285,35 @@ fn a_joiner_ahead_whose_place_is_lost_is_told() {
     bench.expect(&["1 <- 10", "3 <- 10", "2 lost news", "1 <- 2000", "3 <- 2000", "1 <- 2001", "3 <- 2001"]);
     assert_eq!(bench.hub.counters().gaps_lost, 1);
 }
+
+/// After a failover the publication at the shard's own position may be lost: only the backplane knows.
+#[test]
+fn a_disturbed_position_answers_nobody_until_it_is_confirmed() {
+    let mut bench = Bench::live_at(Default::default(), 5);
+    bench.hub.disturbed(None);
+    bench.join(2, recover("e", 5));
+    bench.expect(&["read news: 300 after e/5"]);
+    // Lost, and others came in its place.
+    bench.answer(part("e", 9, 4, &[9]));
+    bench.expect(&["2 joined news at e/9"]);
+}
+
+#[test]
+fn a_confirmed_position_answers_again() {
+    let mut bench = Bench::live_at(Default::default(), 5);
+    bench.hub.disturbed(None);
+    bench.wait(Duration::from_millis(100));
+    bench.expect(&["check news@5"]);
+    // Disturbed again while the answer is on its way, which therefore says nothing.
+    bench.hub.disturbed(None);
+    bench.checked("e", 5);
+    bench.join(2, recover("e", 5));
+    bench.expect(&["read news: 300 after e/5"]);
+    bench.answer(whole("e", 5, &[]));
+    bench.expect(&["2 joined news at e/5 recovered []"]);
+    bench.wait(Duration::from_millis(200));
+    bench.expect(&["check news@5"]);
+    bench.checked("e", 5);
+    bench.join(3, recover("e", 5));
+    bench.expect(&["3 joined news at e/5 recovered []"]);
+}
