@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::fleet::{Fleet, node};
 use tests::gateway::Gateway;
+use tests::http;
 use tests::redis::{APPEND_ONLY, Server, VOLATILE};
 use tests::until;
 
@@ -98,6 +99,10 @@ async fn a_node_that_starts_before_redis_is_ready_when_redis_is() {
     assert_eq!(gateway.internal_status("/health/live").await, 200);
     assert_eq!(gateway.internal_status("/health/ready").await, 503);
     assert_eq!(gateway.metric("gateway_backplane_up").await, Some(0.0));
+    // Clients are sent away at once, and told when to come back.
+    let host = gateway.public_address();
+    let refused = http::request(host, &http::handshake_lines(host)).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     redis.start_again();
     until("readiness", async || gateway.internal_status("/health/ready").await == 200).await;
     let mut ann = gateway.connect("ann").await;

@@ -178,7 +178,13 @@ impl Commands {
         self.backplane.publish(&commands_channel(), publication, options).await?;
         // Whether it completes or not, what there is decides.
         let _ = tokio::time::timeout(ANSWER_TIMEOUT, answered).await;
-        let Some(question) = self.pending.lock().remove(&id) else { return Ok(Vec::new()) };
+        let Some(mut question) = self.pending.lock().remove(&id) else { return Ok(Vec::new()) };
+        if !question.missing.is_empty() {
+            // One that has left in the meantime had nothing to do any more.
+            *self.alive.lock() = None;
+            let alive = self.alive().await?;
+            question.missing.retain(|node| alive.contains(node));
+        }
         if !question.missing.is_empty() {
             return Err(AskError::Silent(question.missing.into_iter().collect()));
         }

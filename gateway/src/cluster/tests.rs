@@ -158,9 +158,7 @@ async fn nodes_that_cannot_answer_are_named_and_those_gone_are_not_waited_for() 
     let error = a.node.apply(everyone(), unsubscribe("1")).await.expect_err("one is silent").to_string();
     assert!(error.contains(&b.node.uid.to_string()), "{error}");
     b.roster.leave().await;
-    // The list of nodes is kept for a moment.
-    let answered = async { while a.node.apply(everyone(), unsubscribe("2")).await.is_err() {} };
-    tokio::time::timeout(Duration::from_secs(60), answered).await.expect("nobody waits for a node that has left");
+    a.node.apply(everyone(), unsubscribe("2")).await.expect("a node that has left need not answer");
 }
 
 #[tokio::test]

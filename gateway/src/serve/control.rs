@@ -1,5 +1,6 @@
 //! The control thread: internal listener, signals, sweeps, and the end.
 
+use std::net::TcpListener as StdListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +10,13 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::Request;
 use backplane::NodeId;
+use http::StatusCode;
+use http::header::{CONNECTION, RETRY_AFTER};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use super::carrier::Carrier;
@@ -64,10 +68,12 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
     serve_internal(TcpListener::from_std(internal)?, routes.clone());
     gauge!(crate::metrics::BACKPLANE_UP).set(0.0);
     print!("{}", (options.announce)(&places));
+    let turned_away = turn_away(&listeners, places.tls)?;
     let carrier = tokio::select! {
         carrier = Carrier::connect(&options.backplane, options.memory, &options.name) => carrier?,
         () = signals.stop() => return Ok(ExitCode::SUCCESS),
     };
+    drop(turned_away);
     let runtime = options.runtime.take().context("the runtime is taken once")?;
     let Started { node, internal_routes, failures } =
         super::start(&mut options, &carrier, listeners, &prometheus, runtime)?;
@@ -111,6 +117,33 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Answers everybody on the public listeners with 503 until the returned tasks are dropped: nothing can be done for a
+/// client before the backplane is there, and one that is not answered at all does not try elsewhere.
+fn turn_away(listeners: &[StdListener], tls: bool) -> Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        let listener = TcpListener::from_std(listener.try_clone()?)?;
+        if tls {
+            // A certificate is not worth its cost here: the connection is closed.
+            tasks.spawn(async move {
+                loop {
+                    if listener.accept().await.is_err() {
+                        tokio::time::sleep(LOOK_INTERVAL).await;
+                    }
+                }
+            });
+            continue;
+        }
+        let answer = || async { (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1"), (CONNECTION, "close")]) };
+        tasks.spawn(async move {
+            if let Err(error) = axum::serve(listener, Router::new().fallback(answer)).await {
+                tracing::debug!(%error, "clients wait unanswered for the backplane");
+            }
+        });
+    }
+    Ok(tasks)
 }
 
 /// The routes of the internal listener, replaced when the backplane is there.

@@ -30,6 +30,9 @@ const SPARE_DESCRIPTORS: usize = 512;
 /// Of these, the ones for listeners, files, the internal listener and the backplane.
 const OWN_DESCRIPTORS: usize = 128;
 
+/// The client library of Redis, as it calls itself in logs.
+const REDIS_CLIENT: &str = "fred";
+
 /// Even with next to no descriptors, some handshakes have to be possible.
 const HANDSHAKES_MIN: usize = 16;
 
@@ -201,7 +204,11 @@ fn reload(config: Config, sources: Sources) -> Reload {
 }
 
 fn start_logs(log: &Log) -> Result<()> {
-    let filter = EnvFilter::try_new(&log.level).with_context(|| format!("log.level = {}", log.level))?;
+    let mut filter = EnvFilter::try_new(&log.level).with_context(|| format!("log.level = {}", log.level))?;
+    if !log.level.contains(REDIS_CLIENT) {
+        // It warns of every single connection that breaks. The backplane says once that Redis is away.
+        filter = filter.add_directive(format!("{REDIS_CLIENT}=error").parse()?);
+    }
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
