@@ -3,7 +3,8 @@
 //! Read in this order: [`types`] (plain data), the traits [`Backplane`], [`PresenceStore`] and [`Sink`] below, the
 //! traits [`Members`] (the fleet: reports and leases) and [`SessionStore`] (what outlives a connection), [`coverage`]
 //! (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
-//! implementation passes), [`fault`] (faults injected around any implementation).
+//! implementation passes), [`fault`] (faults injected around any implementation). With the feature `redis` there is
+//! the module `redis` too: the implementation that many nodes share.
 //!
 //! # What a backplane promises
 //! 1. A pair (epoch, offset) is never given to two different publications.

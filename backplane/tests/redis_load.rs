@@ -174,7 +174,8 @@ fn crashes_with_persistence() {
             some_more(acknowledged).await;
         }
     });
-    assert!(restored >= 3, "restored only {restored} times");
+    // A crash may come before the deliveries of the one before it are restored.
+    assert!(restored >= 2, "restored only {restored} times");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use fred::error::{Error, ErrorKind};
 use fred::types::Value;
 use futures_util::future::try_join_all;
-use futures_util::poll;
+use futures_util::{FutureExt, poll};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
@@ -184,6 +184,10 @@ impl Commands {
                 return Err(BackplaneError::Unavailable(why).into());
             }
             let permit = self.permits.acquire().await.expect("the semaphore is never closed");
+            // An earlier call may have been sent back while this one waited.
+            if turn.come().now_or_never() != Some(true) {
+                continue;
+            }
             let serving = self.servers.now();
             let new_owner = asked.take().and_then(|address: String| {
                 serving.servers.iter().find(|server| server.address.to_string() == address)
@@ -225,7 +229,16 @@ impl Commands {
             match sent_back {
                 SentBack::UnknownScript => with_text = true,
                 SentBack::Moved => self.servers.look().await,
-                SentBack::Ask(address) => asked = Some(address.to_owned()),
+                SentBack::Ask(address)
+                    if serving.servers.iter().any(|server| server.address.to_string() == address) =>
+                {
+                    asked = Some(address.to_owned());
+                }
+                // A server that has no slot yet is not known yet.
+                SentBack::Ask(_) => {
+                    self.servers.look_soon();
+                    tokio::time::sleep(PAUSE).await;
+                }
                 SentBack::TryAgain => tokio::time::sleep(PAUSE).await,
             }
         }

@@ -60,7 +60,7 @@ impl Deliveries {
                 for (command, arguments) in [("CLIENT", vec!["ID".into()]), ("ROLE", Vec::new())] {
                     send(&connection.commands, command, arguments).await.map_err(unavailable_or_refused)?;
                 }
-                group.push(Arc::new(Subscriber::start(connection, primary.address.clone(), context.clone())));
+                group.push(Arc::new(Subscriber::start(connection, primary.address.clone(), context.clone(), false)));
             }
             groups.push(group);
         }
@@ -76,6 +76,10 @@ impl Deliveries {
         let timed = tokio::time::timeout(timeout, self.shared.change(channels, subscribe)).await;
         if !matches!(timed, Ok(Ok(()))) {
             under_way.failed(timed.is_err());
+        }
+        if timed.is_err() {
+            // Nobody asks again for the end of deliveries, nor for deliveries that were not acknowledged.
+            self.shared.give_up(channels);
         }
         timed.unwrap_or_else(|_| Err(BackplaneError::Unavailable("redis did not subscribe in time".to_owned())))
     }
@@ -109,6 +113,23 @@ impl Shared {
                 None if left.is_empty() => return Ok(()),
                 None => self.context.servers.look().await,
             }
+        }
+    }
+
+    /// Takes channels out without waiting for Redis.
+    fn give_up(&self, channels: &[ChannelName]) {
+        let Ok(parts) = self.parts(channels.to_vec()) else { return };
+        for (subscriber, channels) in parts {
+            subscriber.edit(|subscribed| {
+                let before = subscribed.names.len();
+                for channel in channels {
+                    let name = self.context.keys.channel(&channel).pubsub();
+                    if subscribed.names.remove(&name).is_some() {
+                        subscribed.given_up.push(name);
+                    }
+                }
+                self.context.health.channels_changed(before, subscribed.names.len());
+            });
         }
     }
 
@@ -176,7 +197,7 @@ impl Shared {
     fn start_later(&self, address: &Address) -> Group {
         let start = |_| {
             let connection = self.access.connect_later(address);
-            Arc::new(Subscriber::start(connection, address.clone(), self.context.clone()))
+            Arc::new(Subscriber::start(connection, address.clone(), self.context.clone(), true))
         };
         (0..self.access.config.subscriber_connections).map(start).collect()
     }

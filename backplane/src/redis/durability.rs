@@ -16,19 +16,19 @@
 //! nothing else: channels of one replication id are on one primary.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fred::interfaces::ClientLike;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::commands::Commands;
 use super::config::{Address, Durability};
 use super::connection::{number, send, text, unavailable_or_refused};
 use super::keys::ChannelKeys;
-use super::layout::slot_of;
+use super::layout::{Layout, slot_of};
 use super::servers::{Lane, Servers};
 use super::status::Health;
 use super::{lineage_of, millis};
@@ -92,7 +92,9 @@ impl Replication {
         for keys in probed {
             replication.wait(&keys.marker(), 0).await?;
         }
-        Ok(Some(Arc::new(replication)))
+        let replication = Arc::new(replication);
+        tokio::spawn(forget(Arc::downgrade(&replication), replication.servers.layouts()));
+        Ok(Some(replication))
     }
 
     /// The connection to the primary that has this slot now, made if there is none yet.
@@ -104,11 +106,7 @@ impl Replication {
         }
         let access = self.servers.access();
         let lane = Arc::new(Lane::new(access.connect_later(address), access, PURPOSE));
-        {
-            let mut lanes = self.lanes.lock();
-            lanes.retain(|known, _| serving.servers.iter().any(|server| server.address == *known));
-            lanes.insert(address.clone(), Arc::clone(&lane));
-        }
+        self.lanes.lock().insert(address.clone(), Arc::clone(&lane));
         lane.client().wait_for_connect().await.map_err(unavailable_or_refused)?;
         Ok(lane)
     }
@@ -221,5 +219,15 @@ impl Replication {
             "the outcome of the publish is unknown: the primary has stored it, and it may have been delivered, but it may \
              be lost in a failover: {why}"
         ))
+    }
+}
+
+/// Gives up connections to servers that are primaries no more.
+async fn forget(replication: Weak<Replication>, mut layouts: watch::Receiver<Arc<Layout>>) {
+    while layouts.changed().await.is_ok() {
+        let layout = Arc::clone(&layouts.borrow_and_update());
+        let Some(replication) = replication.upgrade() else { return };
+        let is_primary = |address: &Address| layout.primaries.iter().any(|primary| primary.address == *address);
+        replication.lanes.lock().retain(|address, _| is_primary(address));
     }
 }

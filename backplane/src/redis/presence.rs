@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fred::types::Value;
 use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::MutexGuard;
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
@@ -24,11 +26,12 @@ use super::commands::Commands;
 use super::config::RedisConfig;
 use super::connection::{Script, blob, list, number, script, text};
 use super::keys::Keys;
-use super::lineage;
 use super::record::{Record, decode, encode_presence};
+use super::{lineage, millis};
 use crate::{BackplaneError, ChannelName, ClientId, ClientInfo, PresenceEvent, PresenceStats, UserId};
 
 static REAP: Script = script!("reap.lua");
+static ERASE: Script = script!("erase.lua");
 
 /// Locks that keep changes of one channel by this node in order; more of them than commands that run at a time.
 const STRIPES: usize = 64;
@@ -38,6 +41,19 @@ const REAPED_PER_STEP: i64 = 256;
 
 /// Entries of one channel written in one command.
 const ENTRIES_PER_COMMAND: usize = 500;
+
+/// Channels that are written, cleared up or reaped at the same time: enough that the way to Redis does not count, few
+/// enough that clients' calls are not held up.
+const AT_ONCE: usize = 32;
+
+/// Leases of others that a node sees alive before it stops to look for dead ones.
+const LIVING_SEEN: usize = 3;
+
+/// Entries in doubt. More of them are left to other nodes, by giving the lease up under which they are.
+const DOUBTFUL_MAX: usize = 100_000;
+
+/// Leases of this node that are remembered. Each change of the data set takes one.
+const LEASES_REMEMBERED: usize = 16;
 
 /// Bytes of the lease id before the record of an entry.
 const LEASE_BYTES: usize = 16;
@@ -57,8 +73,16 @@ pub(super) struct Presence {
 
 struct Local {
     lease: Uuid,
-    /// The data set in which it was registered.
+    /// The data set in which it was taken.
+    taken_in: String,
+    /// The data set in which all entries have been written under it; empty while they are being written.
     lineage: String,
+    /// What the entries have to be written in, when that is not so.
+    wanted: Option<String>,
+    /// The lease before it, kept alive until all entries have been written under the new one.
+    former: Option<Uuid>,
+    /// Every lease this node had, the newest last: what is under one of them is this node's to remove.
+    leases: Vec<Uuid>,
     rooms: HashMap<ChannelName, Room>,
     /// Entries that must go but may still be there, after a call that failed.
     doubtful: HashSet<(ChannelName, ClientId)>,
@@ -69,6 +93,8 @@ struct Room {
     members: HashMap<ClientId, Arc<ClientInfo>>,
     /// The lease in whose index this channel is.
     indexed: Option<Uuid>,
+    /// The lease under which all members were written when it was taken.
+    written: Option<Uuid>,
 }
 
 impl Presence {
@@ -82,18 +108,36 @@ impl Presence {
             name: config.node_name.clone(),
             local: Mutex::new(Local {
                 lease: Uuid::nil(),
+                taken_in: String::new(),
                 lineage: String::new(),
+                wanted: None,
+                former: None,
+                leases: Vec::new(),
                 rooms: HashMap::new(),
                 doubtful: HashSet::new(),
             }),
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
         };
-        let lineage = lineage(&presence.commands).await?;
-        presence.take_new_lease(lineage).await?;
+        presence.local.lock().wanted = Some(lineage(&presence.commands).await?);
+        presence.register_entries().await?;
         Ok(Arc::new(presence))
     }
 
     pub(super) async fn add(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<()> {
+        self.in_time(self.add_now(channel, info)).await
+    }
+
+    pub(super) async fn remove(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
+        self.in_time(self.remove_now(channel, client)).await
+    }
+
+    /// A change is several calls and a wait for the change before it, and all together must end before a client gives up.
+    async fn in_time(&self, change: impl Future<Output = Answer<()>>) -> Answer<()> {
+        let timed = tokio::time::timeout(2 * self.timeout, change).await;
+        timed.unwrap_or_else(|_| Err(BackplaneError::Unavailable("redis did not answer in time".to_owned())))
+    }
+
+    async fn add_now(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<()> {
         let _order = self.stripe(channel).await?;
         let client = info.client;
         {
@@ -107,9 +151,10 @@ impl Presence {
         Ok(())
     }
 
-    pub(super) async fn remove(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
-        let _order = self.stripe(channel).await?;
+    async fn remove_now(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
+        // Before anything can fail, or be dropped. A later addition waits behind this and settles it.
         let guard = Doubt { presence: self, channel, client, settled: false };
+        let _order = self.stripe(channel).await?;
         self.erase(channel, client).await?;
         guard.settle();
         Ok(())
@@ -188,8 +233,10 @@ impl Presence {
     /// locked.
     async fn erase(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
         let key = self.keys.channel(channel).presence();
-        let field = Bytes::copy_from_slice(client.0.as_bytes());
-        self.commands.call(&key, "HDEL", vec![key.as_str().into(), field.into()]).await?;
+        // Only what this node has written: the client may be on another node by now, under the same id.
+        let ids = std::iter::once(client.0).chain(self.local.lock().leases.iter().copied()).collect::<Vec<_>>();
+        let arguments = ids.iter().map(|id| Bytes::copy_from_slice(id.as_bytes()).into()).collect();
+        self.commands.script(&ERASE, vec![key], arguments).await?;
         let indexed = {
             let mut local = self.local.lock();
             let Some(room) = local.rooms.get_mut(channel) else { return Ok(()) };
@@ -211,95 +258,170 @@ impl Presence {
         Ok(())
     }
 
-    /// Takes a lease nobody ever had and writes all entries of this node under it.
-    async fn take_new_lease(&self, lineage: String) -> Answer<()> {
-        let lease = Uuid::new_v4();
-        let (key, table) = (self.keys.lease(lease), self.keys.leases());
-        // The key first: a lease in the table without its key is dead to a reaper. Entries only after both.
-        let row = vec![table.as_str().into(), lease.simple().to_string().into(), self.name.as_str().into()];
-        let ttl = i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX);
-        let set = vec![key.as_str().into(), self.name.as_str().into(), "PX".into(), ttl.into()];
-        self.commands.call(&key, "SET", set).await?;
-        self.commands.call(&table, "HSET", row).await?;
-        let (old, channels): (Uuid, Vec<ChannelName>) = {
-            let mut local = self.local.lock();
-            (std::mem::replace(&mut local.lease, lease), local.rooms.keys().cloned().collect())
-        };
-        for channel in channels {
-            let _order = self.stripe(&channel).await?;
-            let infos: Option<Vec<_>> =
-                self.local.lock().rooms.get(&channel).map(|room| room.members.values().cloned().collect());
-            if let Some(infos) = infos {
-                self.write(&channel, &infos).await?;
-            }
+    /// Writes all entries of this node in the data set that is wanted, under a lease nobody ever had unless the present one
+    /// was taken there. Goes on where an attempt that failed has stopped.
+    async fn register_entries(&self) -> Answer<()> {
+        let wanted = self.local.lock().wanted.clone();
+        let Some(lineage) = wanted else { return Ok(()) };
+        if self.local.lock().taken_in != lineage {
+            self.take_new_lease(&lineage).await?;
         }
-        // Only now is every entry written, so that a failure above is made good by the next tick.
-        self.local.lock().lineage = lineage;
-        if !old.is_nil() {
-            let key = self.keys.lease(old);
+        let (lease, channels) = {
+            let local = self.local.lock();
+            let lease = local.lease;
+            let left = local.rooms.iter().filter(|(_, room)| room.written != Some(lease));
+            (lease, left.map(|(channel, _)| channel.clone()).collect::<Vec<_>>())
+        };
+        let written = channels.into_iter().map(|channel| self.write_room(channel, lease));
+        stream::iter(written).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        let former = {
+            let mut local = self.local.lock();
+            if local.wanted.as_ref() == Some(&lineage) {
+                local.wanted = None;
+                local.lineage = lineage;
+            }
+            local.former.take()
+        };
+        if let Some(former) = former {
+            let key = self.keys.lease(former);
             self.commands.call(&key, "DEL", vec![key.as_str().into()]).await?;
         }
         Ok(())
     }
 
-    /// Renews the lease, or takes a new one; `true` if all was as it should be.
-    async fn renew(&self) -> Answer<bool> {
-        let (lease, known) = {
-            let local = self.local.lock();
-            (local.lease, local.lineage.clone())
-        };
-        let key = self.keys.lease(lease);
-        let ttl = i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX);
-        let renewed = self.commands.call(&key, "PEXPIRE", vec![key.as_str().into(), ttl.into()]).await?;
-        let lineage = lineage(&self.commands).await?;
-        let is_well = number(&renewed)? == 1 && lineage == known;
-        if !is_well {
-            // Until all entries are written again, the next tick must not take it for done.
-            self.local.lock().lineage.clear();
-            self.take_new_lease(lineage).await?;
+    async fn write_room(&self, channel: ChannelName, lease: Uuid) -> Answer<()> {
+        let _order = self.stripe(&channel).await?;
+        let infos: Option<Vec<_>> =
+            self.local.lock().rooms.get(&channel).map(|room| room.members.values().cloned().collect());
+        if let Some(infos) = infos {
+            self.write(&channel, &infos).await?;
+            if let Some(room) = self.local.lock().rooms.get_mut(&channel) {
+                room.written = Some(lease);
+            }
         }
+        Ok(())
+    }
+
+    async fn take_new_lease(&self, lineage: &str) -> Answer<()> {
+        let lease = Uuid::new_v4();
+        let (key, table) = (self.keys.lease(lease), self.keys.leases());
+        // The key first: a lease in the table without its key is dead to a reaper. Entries only after both.
+        let row = vec![table.as_str().into(), lease.simple().to_string().into(), self.name.as_str().into()];
+        let set = vec![key.as_str().into(), self.name.as_str().into(), "PX".into(), millis(self.ttl)];
+        self.commands.call(&key, "SET", set).await?;
+        self.commands.call(&table, "HSET", row).await?;
+        let mut local = self.local.lock();
+        let old = std::mem::replace(&mut local.lease, lease);
+        if !old.is_nil() && local.former.is_none() {
+            local.former = Some(old);
+        }
+        local.taken_in = lineage.to_owned();
+        local.leases.push(lease);
+        if local.leases.len() > LEASES_REMEMBERED {
+            local.leases.remove(0);
+        }
+        // They are under leases that end now, so that others remove them.
+        local.doubtful.clear();
+        Ok(())
+    }
+
+    /// Renews the lease; `true` if all entries are under it in the present data set. Quick, however many entries there are.
+    async fn renew(&self) -> Answer<bool> {
+        let (lease, former, known) = {
+            let local = self.local.lock();
+            (local.lease, local.former, local.lineage.clone())
+        };
+        let extend = async |lease: Uuid| {
+            let key = self.keys.lease(lease);
+            number(&self.commands.call(&key, "PEXPIRE", vec![key.as_str().into(), millis(self.ttl)]).await?)
+        };
+        if let Some(former) = former {
+            extend(former).await?;
+        }
+        let is_alive = extend(lease).await? == 1;
+        let lineage = lineage(&self.commands).await?;
+        let mut local = self.local.lock();
+        let is_crowded = local.doubtful.len() > DOUBTFUL_MAX;
+        if !is_alive || is_crowded {
+            // A lease that has ended stays ended, and one with too much to clear up is given up.
+            local.taken_in.clear();
+        }
+        let is_well = is_alive && !is_crowded && lineage == known;
+        if !is_well {
+            local.lineage.clear();
+            local.wanted = Some(lineage);
+        }
+        Ok(is_well)
+    }
+
+    /// Removes what failed calls may have left.
+    async fn clear_up(&self) -> Answer<()> {
         let doubtful: Vec<_> = self.local.lock().doubtful.iter().cloned().collect();
-        for (channel, client) in doubtful {
+        let erased = doubtful.into_iter().map(|(channel, client)| async move {
             let _order = self.stripe(&channel).await?;
             // It may have been added again in the meantime.
             if self.local.lock().doubtful.contains(&(channel.clone(), client)) {
                 self.erase(&channel, client).await?;
                 self.local.lock().doubtful.remove(&(channel, client));
             }
-        }
-        Ok(is_well)
+            Ok(())
+        });
+        stream::iter(erased).buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    /// Removes what dead nodes have left, and announces it.
+    /// Removes what dead nodes have left, and announces it. Each node looks at the leases that follow its own in the order
+    /// of their ids, until it has seen some that live: so a dead one has a few reapers however many nodes there are.
     async fn reap(&self) -> Answer<()> {
         let table = self.keys.leases();
         let rows = list(self.commands.call(&table, "HKEYS", vec![table.as_str().into()]).await?)?;
-        let own = self.local.lock().lease;
-        for row in rows {
-            let row = text(row)?;
-            let Ok(lease) = Uuid::try_parse(&row) else { continue };
-            if lease == own || self.is_alive(lease).await? {
-                continue;
+        let rows = rows.into_iter().map(text).collect::<Answer<Vec<_>>>()?;
+        let mut leases: Vec<Uuid> = rows.iter().filter_map(|row| Uuid::try_parse(row).ok()).collect();
+        leases.sort_unstable();
+        let (own, former) = {
+            let local = self.local.lock();
+            (local.lease, local.former)
+        };
+        let behind = leases.partition_point(|lease| *lease <= own);
+        leases.rotate_left(behind);
+        let mut living = 0;
+        for lease in leases.into_iter().filter(|lease| *lease != own && Some(*lease) != former) {
+            if living == LIVING_SEEN {
+                return Ok(());
             }
-            let index = self.keys.lease_channels(lease);
-            loop {
-                let some = vec![index.as_str().into(), REAPED_PER_STEP.into()];
-                let channels = list(self.commands.call(&index, "SRANDMEMBER", some).await?)?;
-                if channels.is_empty() {
-                    break;
-                }
-                for channel in channels {
-                    let channel = text(channel)?;
-                    let keys = self.keys.channel(&channel);
-                    let arguments =
-                        vec![Bytes::copy_from_slice(lease.as_bytes()).into(), self.commands.publish_command().into()];
-                    let reaped = self.commands.script(&REAP, vec![keys.presence(), keys.pubsub()], arguments).await?;
-                    tracing::debug!(%lease, channel, removed = number(&reaped)?, "presence of a dead node removed");
-                    self.commands.call(&index, "SREM", vec![index.as_str().into(), channel.into()]).await?;
-                }
+            if self.is_alive(lease).await? {
+                living += 1;
+            } else {
+                self.reap_lease(lease).await?;
+                let row = lease.simple().to_string();
+                self.commands.call(&table, "HDEL", vec![table.as_str().into(), row.into()]).await?;
             }
-            self.commands.call(&table, "HDEL", vec![table.as_str().into(), row.into()]).await?;
         }
+        Ok(())
+    }
+
+    async fn reap_lease(&self, lease: Uuid) -> Answer<()> {
+        let index = self.keys.lease_channels(lease);
+        loop {
+            if self.local.lock().wanted.is_some() {
+                return Err(BackplaneError::Unavailable("this node's own lease is in question".to_owned()));
+            }
+            let some = vec![index.as_str().into(), REAPED_PER_STEP.into()];
+            let channels = list(self.commands.call(&index, "SRANDMEMBER", some).await?)?;
+            if channels.is_empty() {
+                return Ok(());
+            }
+            let reaped = channels.into_iter().map(|channel| self.reap_channel(lease, &index, channel));
+            stream::iter(reaped).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        }
+    }
+
+    async fn reap_channel(&self, lease: Uuid, index: &str, channel: Value) -> Answer<()> {
+        let channel = text(channel)?;
+        let keys = self.keys.channel(&channel);
+        let arguments = vec![Bytes::copy_from_slice(lease.as_bytes()).into(), self.commands.publish_command().into()];
+        let reaped = self.commands.script(&REAP, vec![keys.presence(), keys.pubsub()], arguments).await?;
+        tracing::debug!(%lease, channel, removed = number(&reaped)?, "presence of a dead node removed");
+        self.commands.call(index, "SREM", vec![index.into(), channel.into()]).await?;
         Ok(())
     }
 
@@ -340,18 +462,23 @@ impl Drop for Doubt<'_> {
     }
 }
 
-/// Keeps the lease of a node alive and looks after those of others, until the node's presence is dropped.
+/// Keeps the lease of a node alive and looks after those of others, until the node's presence is dropped. What may take
+/// long is done beside the renewals, so that it cannot cost the lease.
 pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut well_since = Instant::now();
+    let mut work = JoinSet::new();
     loop {
         ticks.tick().await;
         let Some(presence) = presence.upgrade() else { return };
+        let was_well = presence.local.lock().wanted.is_none();
         match presence.renew().await {
             Ok(true) => {}
             Ok(false) => {
-                tracing::warn!("the presence lease was gone or the data set changed: presence is registered anew");
+                if was_well {
+                    tracing::warn!("the presence lease was gone or the data set changed: presence is registered anew");
+                }
                 well_since = Instant::now();
             }
             Err(error) => {
@@ -359,11 +486,20 @@ pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
                 well_since = Instant::now();
             }
         }
-        // After an outage the leases of living nodes may have ended; each gets the time to come back.
-        if well_since.elapsed() >= presence.ttl
-            && let Err(error) = presence.reap().await
-        {
-            tracing::debug!(%error, "presence of dead nodes could not be removed");
+        while work.try_join_next().is_some() {}
+        if work.is_empty() {
+            // After an outage the leases of living nodes may have ended; each gets the time to come back.
+            let may_reap = well_since.elapsed() >= presence.ttl;
+            work.spawn(async move {
+                let done = async {
+                    presence.register_entries().await?;
+                    presence.clear_up().await?;
+                    if may_reap { presence.reap().await } else { Ok(()) }
+                };
+                if let Err(error) = done.await {
+                    tracing::debug!(%error, "presence is not in order yet");
+                }
+            });
         }
     }
 }

@@ -37,7 +37,6 @@ local offset
 if is_new then
   -- The position was forgotten or evicted: publications that remain belong to an epoch nobody knows.
   epoch, offset = ARGV[4], 1
-  redis.call('DEL', KEYS[2])
 elseif is_same then
   offset = top + 1
 else
@@ -55,6 +54,8 @@ elseif is_same and not is_new then
 else
   redis.call('HSET', KEYS[1], 's', offset_text, 'e', epoch, 'l', lineage)
 end
+-- After the first write, which a server without memory refuses: one that was freed before would let all others pass.
+if is_new then redis.call('DEL', KEYS[2]) end
 redis.call('XADD', KEYS[2], 'MAXLEN', '=', ARGV[2], offset_text .. '-0', 'd', ARGV[1], 'p', previous)
 -- A longer life that an earlier use was promised is kept; a key without an expiry counts as immortal for GT.
 if is_new then redis.call('PEXPIRE', KEYS[1], ARGV[6]) else redis.call('PEXPIRE', KEYS[1], ARGV[6], 'GT') end

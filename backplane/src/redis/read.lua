@@ -8,9 +8,10 @@ local top, epoch = meta[1], meta[2]
 if not epoch then
   -- The position was forgotten or evicted: publications that remain belong to an epoch nobody knows.
   top, epoch = '0', ARGV[1]
-  redis.call('DEL', KEYS[2])
   local _, _, lineage = string.find(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
   redis.call('HSET', KEYS[1], 's', top, 'e', epoch)
+  -- After the first write, which a server without memory refuses.
+  redis.call('DEL', KEYS[2])
   -- Without it the first publish takes its offset from the clock, which is harmless.
   if lineage then redis.call('HSET', KEYS[1], 'l', lineage) end
   redis.call('PEXPIRE', KEYS[1], ARGV[2])

@@ -1,7 +1,7 @@
 //! The connections for commands to every primary, as primaries come and go.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use futures_util::future::join_all;
@@ -140,17 +140,25 @@ impl Servers {
         let is_fixed = matches!(discovery, Discovery::Fixed(_));
         let mut ticks = tokio::time::interval(self.access.config.liveness_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut pause, longest) = (PAUSE, PAUSE.max(self.access.config.liveness_interval / 4));
         loop {
             tokio::select! {
                 _ = ticks.tick(), if !is_fixed => {}
                 () = self.is_asked.notified() => {}
             }
+            let before = self.now();
             match discovery.look().await {
                 Ok(layout) => self.adopt(layout),
                 Err(error) => tracing::debug!(%error, "it cannot be told who is the redis primary"),
             }
             self.looks.send_modify(|looks| *looks += 1);
-            tokio::time::sleep(PAUSE).await;
+            // For as long as calls fail and nothing changes, a whole fleet would ask all the time.
+            pause = if Arc::ptr_eq(&before.layout, &self.now().layout) { (2 * pause).min(longest) } else { PAUSE };
+            let asked_at = Instant::now();
+            tokio::time::sleep(pause).await;
+            if asked_at.elapsed() >= longest {
+                pause = PAUSE;
+            }
         }
     }
 

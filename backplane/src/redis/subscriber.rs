@@ -53,6 +53,8 @@ pub(super) struct Subscribed {
     pub(super) names: HashMap<String, ChannelName>,
     /// Names among them that were another connection's, to be subscribed yet.
     pub(super) adopted: Vec<String>,
+    /// Names no longer among them, which Redis may still have us subscribed to.
+    pub(super) given_up: Vec<String>,
     /// All of them have to be subscribed again.
     pub(super) is_doubtful: bool,
 }
@@ -107,7 +109,8 @@ pub(super) struct Subscriber {
 
 impl Subscriber {
     /// Takes a connection to the server at this address, which may have to be made yet. Requests wait until it is.
-    pub(super) fn start(connection: Connection, address: Address, context: Context) -> Self {
+    /// `follows`: on a server that others have deliveries from already, which are to be handed over.
+    pub(super) fn start(connection: Connection, address: Address, context: Context, follows: bool) -> Self {
         let subscribed = Arc::new(RwLock::new(Subscribed { is_doubtful: true, ..Subscribed::default() }));
         let messages = connection.client.message_rx();
         let (requests, queue) = mpsc::channel(REQUESTS_WAITING);
@@ -124,6 +127,7 @@ impl Subscriber {
             subscribed: Arc::clone(&subscribed),
             is_changed: Arc::clone(&is_changed),
             connection_id: None,
+            follows,
             stale: Vec::new(),
             context,
         };
@@ -165,6 +169,8 @@ struct Keeper {
     is_changed: Arc<Notify>,
     /// What Redis calls the connection that has all subscriptions; `None` before there is one.
     connection_id: Option<u64>,
+    /// It took the place of another one, so that its first subscriptions are a restoration too.
+    follows: bool,
     /// Names which Redis may still have us subscribed to, after a batch that failed.
     stale: Vec<String>,
     context: Context,
@@ -208,7 +214,7 @@ impl Keeper {
     /// but nothing is delivered there any more.
     async fn check(&mut self) {
         match tokio::join!(self.barrier(), self.is_primary()) {
-            (Ok(id), Ok(true)) if Some(id) == self.connection_id => self.link.up(),
+            (Ok(id), Ok(true)) if Some(id) == self.connection_id && self.reconnects.is_empty() => self.link.up(),
             (Ok(_), Ok(_)) => self.restore().await,
             // After the time limit the client library reconnects, and says so.
             (Err(error), _) | (_, Err(error)) => self.went_down(&error),
@@ -247,7 +253,8 @@ impl Keeper {
         }
         let result = self.apply(&added, &removed).await;
         match &result {
-            Ok(id) if Some(*id) == self.connection_id => {
+            // Redis counts connections anew when it starts again.
+            Ok(id) if Some(*id) == self.connection_id && self.reconnects.is_empty() => {
                 if is_adopting {
                     self.disturb();
                 }
@@ -284,6 +291,7 @@ impl Keeper {
     fn batch(&mut self, requests: Vec<Request>) -> Batch {
         let (mut added, mut removed) = (Vec::new(), std::mem::take(&mut self.stale));
         let mut answers = Vec::new();
+        removed.append(&mut self.subscribed.write().given_up);
         let layout = self.context.layout.read();
         let is_ours = |name: &str| {
             let owner = layout.owner(slot_of(name)).map(|owner| &layout.primaries[owner].address);
@@ -334,6 +342,8 @@ impl Keeper {
         }
         for names in added.chunks(NAMES_PER_COMMAND) {
             self.commands.subscribe(names.to_vec()).await.map_err(unavailable_or_refused)?;
+            // The time limit of an answer is for these names, and not for all that a busy server has to subscribe.
+            self.barrier().await?;
         }
         self.barrier().await
     }
@@ -355,6 +365,7 @@ impl Keeper {
         for names in added.chunks(NAMES_PER_COMMAND) {
             let all = names.iter().map(|name| send(&self.commands, "SSUBSCRIBE", vec![Value::from(name.as_str())]));
             try_join_all(all).await.map_err(unavailable_or_refused)?;
+            self.barrier().await?;
         }
         self.barrier().await
     }
@@ -366,7 +377,7 @@ impl Keeper {
 
     /// Makes all subscriptions on the present connection, then has every channel repaired. Tries until it succeeds.
     async fn restore(&mut self) {
-        let is_first = self.connection_id.is_none();
+        let is_first = self.connection_id.is_none() && !self.follows;
         if !is_first {
             self.went_down(&"the connection was made anew");
         }
@@ -401,6 +412,7 @@ impl Keeper {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::debug!(server = %self.address, %error, "redis deliveries are not restored yet");
+                    self.went_down(&error);
                     self.context.servers.look_soon();
                     tokio::time::sleep(delay).await;
                     delay = (2 * delay).min(self.context.config.reconnect_delay_max);
@@ -421,7 +433,7 @@ impl Keeper {
         }
         let after = self.apply(names, &[]).await?;
         self.connection_id = Some(after);
-        Ok(before == after)
+        Ok(before == after && self.reconnects.is_empty())
     }
 
     /// From here on deliveries may be missing, and the node must not vouch for what it has until they are restored.

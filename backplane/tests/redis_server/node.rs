@@ -56,8 +56,15 @@ impl Node {
         event.expect("the backplane holds the sender")
     }
 
+    /// Waits until deliveries are restored and it was told so. It is also told when they begin to be missing.
     pub async fn disturbance(&mut self) {
         while !matches!(self.next().await, Event::Disturbed(Disturbance::All)) {}
+        let restored = async {
+            while !self.backplane.status().is_up {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, restored).await.expect("deliveries are restored in time");
     }
 
     /// The text of the next publication.

@@ -8,6 +8,7 @@ use backplane::{
     StreamPosition,
 };
 use metrics::{Counter, counter};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::commands::Commands;
@@ -72,27 +73,27 @@ impl Follower {
         }
     }
 
-    /// Follows for ever.
+    /// Follows for ever. Answers and digests are taken by a task of their own, so that they do not wait behind commands.
     pub async fn run(mut self) {
+        let _listening = AbortOnDrop(tokio::spawn(listen(
+            self.inbox.clone(),
+            self.commands.clone(),
+            self.roster.clone(),
+            self.answers_channel.clone(),
+        )));
         let mut check = tokio::time::interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_behind = false;
         loop {
             tokio::select! {
-                () = self.inbox.ready() => {}
+                () = self.inbox.commands.ready() => {}
                 _ = check.tick() => is_behind = true,
                 () = tokio::time::sleep(RETRY_AFTER), if is_behind => {}
             }
-            let taken = self.inbox.take();
+            let taken = self.inbox.commands.take();
             is_behind |= taken.disturbed;
-            for (channel, delivery) in taken.deliveries {
-                if channel == self.commands_channel {
-                    is_behind |= self.delivered(delivery, is_behind).await;
-                } else if channel == self.answers_channel {
-                    self.answered(&delivery);
-                } else if let Delivery::Unpositioned(publication) = delivery {
-                    self.roster.heard(&publication.data);
-                }
+            for (_, delivery) in taken.deliveries {
+                is_behind |= self.delivered(delivery, is_behind).await;
             }
             if is_behind {
                 is_behind = !self.catch_up().await;
@@ -120,14 +121,6 @@ impl Follower {
                 false
             }
             Delivery::Presence(_) => false,
-        }
-    }
-
-    fn answered(&self, delivery: &Delivery) {
-        let Delivery::Unpositioned(publication) = delivery else { return };
-        match Answer::decode(&publication.data) {
-            Ok(answer) => self.commands.answered(answer),
-            Err(error) => tracing::warn!(%error, "an answer of another node is not understood"),
         }
     }
 
@@ -212,6 +205,32 @@ impl Follower {
             let commands = self.commands.clone();
             tokio::spawn(async move { commands.answer(to, &answer).await });
         }
+    }
+}
+
+/// Takes answers and digests as they come. What is lost of them is missed by nobody for long.
+async fn listen(inbox: Arc<ClusterInbox>, commands: Arc<Commands>, roster: Arc<Roster>, answers: ChannelName) {
+    loop {
+        inbox.others.ready().await;
+        for (channel, delivery) in inbox.others.take().deliveries {
+            let Delivery::Unpositioned(publication) = delivery else { continue };
+            if channel != answers {
+                roster.heard(&publication.data);
+                continue;
+            }
+            match Answer::decode(&publication.data) {
+                Ok(answer) => commands.answered(answer),
+                Err(error) => tracing::warn!(%error, "an answer of another node is not understood"),
+            }
+        }
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

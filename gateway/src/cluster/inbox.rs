@@ -7,6 +7,7 @@ use backplane::{ChannelName, Delivery, Disturbance, INTERNAL_PREFIX, Sink};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::is_commands_channel;
 use crate::hub::Registry;
 
 /// Deliveries that may wait. A thousand nodes that answer one question wait here at the same time, several times over.
@@ -22,14 +23,30 @@ pub struct Taken {
     pub disturbed: bool,
 }
 
-/// A bounded queue.
+/// Commands, which are taken one after another, and everything else.
 #[derive(Debug, Default)]
 pub struct ClusterInbox {
+    /// The channel of commands.
+    pub commands: ClusterQueue,
+    /// Answers and digests.
+    pub others: ClusterQueue,
+}
+
+impl ClusterInbox {
+    fn push(&self, channel: &ChannelName, delivery: Delivery) {
+        let queue = if is_commands_channel(channel) { &self.commands } else { &self.others };
+        queue.push(channel, delivery);
+    }
+}
+
+/// A bounded queue.
+#[derive(Debug, Default)]
+pub struct ClusterQueue {
     waiting: Mutex<Taken>,
     wake: Notify,
 }
 
-impl ClusterInbox {
+impl ClusterQueue {
     fn push(&self, channel: &ChannelName, delivery: Delivery) {
         let mut waiting = self.waiting.lock();
         if waiting.deliveries.len() < WAITING_MAX {
@@ -81,9 +98,11 @@ impl Sink for Switchboard {
 
     fn disturbed(&self, disturbance: Disturbance) {
         match &disturbance {
-            Disturbance::Channel(channel) if channel.starts_with(INTERNAL_PREFIX) => return self.inbox.disturb(),
+            Disturbance::Channel(channel) if channel.starts_with(INTERNAL_PREFIX) => {
+                return self.inbox.commands.disturb();
+            }
             Disturbance::Channel(_) => {}
-            Disturbance::All => self.inbox.disturb(),
+            Disturbance::All => self.inbox.commands.disturb(),
         }
         self.registry.disturbed(disturbance);
     }
@@ -97,7 +116,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_counts_as_a_disturbance() {
-        let inbox = ClusterInbox::default();
+        let inbox = ClusterQueue::default();
         let publication =
             Arc::new(Publication { offset: None, data: Default::default(), info: None, tags: BTreeMap::new() });
         for _ in 0..=WAITING_MAX {

@@ -19,14 +19,20 @@ use std::time::Duration;
 
 use backplane::{ChannelName, HistoryOptions, INTERNAL_PREFIX, NodeId};
 
-/// How many commands are kept, and how long: a node that was away longer, or for more of them, goes on without. Callers
-/// were told within [`commands::ANSWER_TIMEOUT`] that it did not answer.
+/// How many commands are kept, and how long: a node that was cut off longer, or for more of them, goes on without. An hour
+/// is longer than a network is broken without somebody looking; the number bounds what is stored.
 const COMMANDS_KEPT: HistoryOptions =
-    HistoryOptions { size: 4096, ttl: Duration::from_secs(60), meta_ttl: Duration::from_secs(24 * 3600) };
+    HistoryOptions { size: 4096, ttl: Duration::from_secs(3600), meta_ttl: Duration::from_secs(24 * 3600) };
+
+const COMMANDS_NAME: &str = "commands";
 
 /// Where commands and questions to every node are published.
 fn commands_channel() -> ChannelName {
-    ChannelName::from(format!("{INTERNAL_PREFIX}commands"))
+    ChannelName::from(format!("{INTERNAL_PREFIX}{COMMANDS_NAME}"))
+}
+
+fn is_commands_channel(channel: &str) -> bool {
+    channel.strip_prefix(INTERNAL_PREFIX) == Some(COMMANDS_NAME)
 }
 
 /// Where the answers for one node are published.

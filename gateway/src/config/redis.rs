@@ -84,7 +84,8 @@ fn redis(section: &mut Section<'_>) -> RedisConfig {
     let mut password = section.secret("password").map(|secret| secret.expose().to_owned());
     let database_max = if mode == Mode::Cluster { 0 } else { usize::from(u8::MAX) };
     let mut database = u8::try_from(section.count("database", 0, 0..=database_max)).unwrap_or(0);
-    let mut tls = tls(section);
+    let (files, is_enabled) = tls(section);
+    let mut is_encrypted = is_enabled;
     let mut address = addresses.first().cloned().unwrap_or_else(|| Address::new("127.0.0.1", REDIS_PORT));
     if let Some(url) = section.secret("url") {
         if mode != Mode::Standalone {
@@ -100,13 +101,17 @@ fn redis(section: &mut Section<'_>) -> RedisConfig {
                 (address, username, password, database) =
                     (parsed.address, parsed.username, parsed.password, parsed.database);
                 if parsed.is_encrypted {
-                    tls.get_or_insert_default();
-                } else if tls.is_some() {
+                    is_encrypted = true;
+                } else if is_enabled {
                     section.problem("url", "begins with redis://, but redis.tls is on: write rediss://");
                 }
             }
             Err(reason) => section.problem("url", reason),
         }
+    }
+    if !is_encrypted && files != RedisTls::default() {
+        section
+            .problem("tls", "has files but is not enabled: set redis.tls.enabled = true, or use a URL with rediss://");
     }
     let sentinels = sentinels(section, mode);
     let topology = match mode {
@@ -131,7 +136,7 @@ fn redis(section: &mut Section<'_>) -> RedisConfig {
     let short = MILLISECOND * 10..=MINUTE;
     let config = RedisConfig {
         topology,
-        tls,
+        tls: is_encrypted.then_some(files),
         username,
         password,
         database,
@@ -243,7 +248,8 @@ fn sentinels(section: &mut Section<'_>, mode: Mode) -> Sentinels {
     sentinels
 }
 
-fn tls(section: &mut Section<'_>) -> Option<RedisTls> {
+/// The files, and whether encryption was asked for here: a URL may do so too.
+fn tls(section: &mut Section<'_>) -> (RedisTls, bool) {
     let mut own = section.section("tls");
     let is_enabled = own.flag("enabled", false);
     let mut file = |name: &str| own.text_opt(name).map(PathBuf::from);
@@ -272,7 +278,7 @@ fn tls(section: &mut Section<'_>) -> Option<RedisTls> {
             None
         }
     };
-    is_enabled.then_some(RedisTls { ca_file, identity })
+    (RedisTls { ca_file, identity }, is_enabled)
 }
 
 /// The parts of `redis://user:password@host:port/database`, or of `rediss://` with encryption.

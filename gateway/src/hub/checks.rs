@@ -70,7 +70,8 @@ impl Hub {
         if self.checks_under_way > 0 {
             return;
         }
-        if std::mem::take(&mut self.checks_failed) {
+        // Not if some were answered: a part of the backplane may be away.
+        if std::mem::take(&mut self.checks_failed) && !std::mem::take(&mut self.checks_answered) {
             self.checks_from = now.after(self.settings.retry_delay);
         }
         if now < self.checks_from {
@@ -99,6 +100,7 @@ impl Hub {
         self.checks.extend(busy);
         if !batch.is_empty() {
             self.checks_under_way = batch.len();
+            self.checks_answered = false;
             port.effect(Effect::CheckPositions(batch));
         }
     }
@@ -116,6 +118,7 @@ impl Hub {
             }
             return;
         };
+        self.checks_answered = true;
         let Some(stream) = &mut channel.stream else { return };
         if channel.stage != Stage::Live {
             return;

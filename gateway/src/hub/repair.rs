@@ -131,6 +131,12 @@ impl Hub {
         let recovering = purpose == ReadPurpose::Recover;
         let position = stream.position;
         let work = stream.work();
+        if work.retry_at.take().is_some() {
+            // Whoever comes need not wait for the turn of a repair that has failed before.
+            work.rounds = 0;
+            self.read_for_repair(index, port);
+            return;
+        }
         if work.reading.is_some() || work.repairing || work.repair_due {
             return;
         }

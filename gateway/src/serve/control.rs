@@ -87,7 +87,7 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
     node.set_ready();
     tracing::info!(public = %places.public, internal = %places.internal, "ready");
     roster.report(&node).await;
-    tokio::spawn(roster.clone().run(node.clone()));
+    let reporting = tokio::spawn(roster.clone().run(node.clone()));
 
     let mut look = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -105,6 +105,7 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
     tokio::select! {
         drained = drain::drain(&node, options.drain) => {
             let goodbye = async {
+                reporting.abort();
                 roster.leave().await;
                 carrier.close().await;
             };
@@ -186,11 +187,12 @@ async fn join_fleet(node: &Arc<Node>, carrier: &Carrier) -> Arc<Roster> {
     let id = NodeId(node.uid);
     let commands = Arc::new(Commands::new(id, carrier.streams(), carrier.members()));
     let roster = Arc::new(Roster::new(id, carrier.streams(), carrier.members()));
-    let follower = Follower::start(node.clone(), commands.clone(), roster.clone()).await;
-    tokio::spawn(follower.run());
     if carrier.is_shared() {
-        node.join_fleet(commands);
+        // From here on: a command that only this node carried out must not succeed.
+        node.join_fleet(commands.clone());
     }
+    let follower = Follower::start(node.clone(), commands, roster.clone()).await;
+    tokio::spawn(follower.run());
     node.set_roster(roster.clone());
     roster
 }

@@ -6,8 +6,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use backplane::{ChannelName, NewPublication, PresenceEvent};
+use backplane::{ChannelName, HistoryQuery, NewPublication, PresenceEvent};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use protocol::Reply;
 use session::close::CloseCode;
 use session::io::{Input, Join, OperationError, Output};
@@ -16,12 +17,16 @@ use super::connection::{Connection, Phase};
 use super::{CLOSE_TIMEOUT, Shard, Work};
 use crate::hub::registry::Interest;
 use crate::hub::shard_hub::Port;
-use crate::hub::{ConnKey, Effect, Hub, Outgoing};
+use crate::hub::{Check, ConnKey, Effect, Hub, Outgoing};
 use crate::transport::frame;
 use crate::transport::socket::Sent;
 
 /// Reply bytes after which they are written without waiting for the end of the event.
 const REPLIES_FLUSH_BYTES: usize = 32 << 10;
+
+/// History reads of a shard under way; more wait. Enough to keep Redis busy over a round trip of some milliseconds, few
+/// enough that the answers fit into memory and clients' own calls do not wait behind them.
+const READS_AT_ONCE: usize = 128;
 
 /// Reply buffers kept for reuse; more than a handful are in use only when commands arrive in a burst.
 const SPARE_REPLIES: usize = 16;
@@ -279,28 +284,22 @@ impl Shard {
         match effect {
             Effect::Interest(channel) => self.declare_interest(channel),
             Effect::Release(channel) => self.release_interest(channel),
-            Effect::Read { ticket, channel, options, query } => {
-                let backplane = self.node.backplane.clone();
-                self.perform(async move { backplane.history(&channel, query, options).await }, move |shard, result| {
-                    let now = shard.now().tick;
-                    let result = result.map_err(|error| error.to_string());
-                    shard.with_hub(|hub, port| hub.read_done(ticket, result, now, port));
-                });
-            }
+            Effect::Read { .. } => self.read(effect),
             Effect::CheckPositions(checks) => {
                 let backplane = self.node.backplane.clone();
-                let channels: Vec<_> = checks.iter().map(|check| (check.channel.clone(), check.options)).collect();
-                self.perform(async move { backplane.positions(&channels).await }, move |shard, result| {
-                    shard.with_hub(|hub, port| match result {
-                        Ok(tops) => {
-                            for (check, top) in checks.iter().zip(tops) {
-                                hub.checked(check, Ok(top), port);
-                            }
-                        }
-                        Err(error) => {
-                            for check in &checks {
-                                hub.checked(check, Err(error.to_string()), port);
-                            }
+                // One by one, because a part of a backplane may be away: the others are to be compared all the same.
+                let tops = async move {
+                    let top = async |check: &Check| {
+                        let query = HistoryQuery::position();
+                        backplane.history(&check.channel, query, check.options).await.map(|page| page.top)
+                    };
+                    let tops = join_all(checks.iter().map(top)).await;
+                    (checks, tops)
+                };
+                self.perform(tops, move |shard, (checks, tops)| {
+                    shard.with_hub(|hub, port| {
+                        for (check, top) in checks.iter().zip(tops) {
+                            hub.checked(check, top.map_err(|error| error.to_string()), port);
                         }
                     });
                 });
@@ -318,6 +317,28 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Reads history, a bounded number of pages at a time: after an outage every channel may want one, and each may be
+    /// long.
+    fn read(self: &Rc<Self>, effect: Effect) {
+        if self.reads_under_way.get() >= READS_AT_ONCE {
+            self.reads_waiting.borrow_mut().push_back(effect);
+            return;
+        }
+        let Effect::Read { ticket, channel, options, query } = effect else { return };
+        self.reads_under_way.set(self.reads_under_way.get() + 1);
+        let backplane = self.node.backplane.clone();
+        self.perform(async move { backplane.history(&channel, query, options).await }, move |shard, result| {
+            shard.reads_under_way.set(shard.reads_under_way.get() - 1);
+            let now = shard.now().tick;
+            let result = result.map_err(|error| error.to_string());
+            shard.with_hub(|hub, port| hub.read_done(ticket, result, now, port));
+            let next = shard.reads_waiting.borrow_mut().pop_front();
+            if let Some(next) = next {
+                shard.enqueue(Work::Effect(next));
+            }
+        });
     }
 
     fn declare_interest(self: &Rc<Self>, channel: ChannelName) {

@@ -74,6 +74,8 @@ pub struct Shard {
     next_generation: Cell<u32>,
     users: RefCell<Users>,
     losses: RefCell<Losses>,
+    reads_under_way: Cell<usize>,
+    reads_waiting: RefCell<VecDeque<Effect>>,
     wheel: RefCell<Wheel>,
     batches: RefCell<Batches>,
     /// Connections with a batch.
@@ -117,6 +119,8 @@ impl Shard {
             next_generation: Cell::new(0),
             users: RefCell::default(),
             losses: RefCell::new(Losses::new(hub.losses_per_tick)),
+            reads_under_way: Cell::new(0),
+            reads_waiting: RefCell::default(),
             wheel: RefCell::new(Wheel::new(now)),
             batches: RefCell::default(),
             dirty: RefCell::default(),
