@@ -212,7 +212,7 @@ async fn commands_fail_fast_without_redis_and_work_again_with_it() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_gone_is_waited_for_no_longer_than_its_lease() {
+async fn a_node_that_is_gone_is_waited_for_no_longer_than_its_report_counts() {
     let redis = Server::start(VOLATILE);
     let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 3).await;
     let api = fleet[0].api();
@@ -230,6 +230,6 @@ async fn a_node_that_is_gone_is_waited_for_no_longer_than_its_lease() {
     let died = Instant::now();
     tests::until("the dead node to be forgotten", async || nodes().await == Some(1)).await;
     println!("commands work again {:?} after a node died", died.elapsed());
-    assert!(died.elapsed() < Duration::from_secs(3 + 10), "took {:?}", died.elapsed());
+    assert!(died.elapsed() < Duration::from_secs(15 + 5), "took {:?}", died.elapsed());
     api.ok("disconnect", json!({ "user": "nobody" })).await;
 }

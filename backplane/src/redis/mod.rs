@@ -301,6 +301,7 @@ async fn probe(commands: &Commands, keys: &Keys) -> Result<(), BackplaneError> {
         commands.script(&PUBLISH, names, arguments).await?;
         let arguments = vec![random_epoch().into(), millis(BRIEFLY), "0".into(), "".into(), "1".into(), "0".into()];
         commands.script(&READ, vec![keys.meta(), keys.stream()], arguments).await?;
+        presence::probe(commands, &keys).await?;
     }
     members::probe(commands, keys).await?;
     sessions::probe(commands, keys).await

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::commands::Commands;
 use super::config::RedisConfig;
 use super::connection::{Script, blob, list, number, script, text};
-use super::keys::Keys;
+use super::keys::{ChannelKeys, Keys};
 use super::record::{Record, decode, encode_presence};
 use super::{lineage, millis};
 use crate::{BackplaneError, ChannelName, ClientId, ClientInfo, PresenceEvent, PresenceStats, UserId};
@@ -460,6 +460,15 @@ impl Drop for Doubt<'_> {
         }
         local.doubtful.insert((self.channel.clone(), self.client));
     }
+}
+
+/// Runs each script once, so that it is allowed and the server knows it.
+pub(super) async fn probe(commands: &Commands, keys: &ChannelKeys) -> Answer<()> {
+    let nobody = || Value::from(Bytes::copy_from_slice(Uuid::nil().as_bytes()));
+    commands.script(&ERASE, vec![keys.presence()], vec![nobody(), nobody()]).await?;
+    let arguments = vec![nobody(), commands.publish_command().into()];
+    commands.script(&REAP, vec![keys.presence(), keys.pubsub()], arguments).await?;
+    Ok(())
 }
 
 /// Keeps the lease of a node alive and looks after those of others, until the node's presence is dropped. What may take
