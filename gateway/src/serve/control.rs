@@ -1,6 +1,7 @@
 //! The control thread: internal listener, signals, sweeps, and the end.
 
 use std::net::TcpListener as StdListener;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use tower::ServiceExt;
 
 use super::carrier::Carrier;
 use super::drain;
-use super::startup::{Options, Reload};
+use super::startup::{Options, Places, Reload};
 use super::{Bound, Started};
 use crate::cluster::commands::Commands;
 use crate::cluster::follow::Follower;
@@ -33,6 +34,9 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often the state of the backplane is looked at: it shows in metrics and readiness this late.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long clients wait for the backplane of a node that starts, before they are told that it is not there.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the end of the process waits for the backplane to take note of it.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -67,13 +71,10 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
     let routes: Routes = Arc::new(ArcSwap::from_pointee(crate::ops::starting(prometheus.clone())));
     serve_internal(TcpListener::from_std(internal)?, routes.clone());
     gauge!(crate::metrics::BACKPLANE_UP).set(0.0);
-    print!("{}", (options.announce)(&places));
-    let turned_away = turn_away(&listeners, places.tls)?;
     let carrier = tokio::select! {
-        carrier = Carrier::connect(&options.backplane, options.memory, &options.name) => carrier?,
+        carrier = connect(&options, &listeners, places) => carrier?,
         () = signals.stop() => return Ok(ExitCode::SUCCESS),
     };
-    drop(turned_away);
     let runtime = options.runtime.take().context("the runtime is taken once")?;
     let Started { node, internal_routes, failures } =
         super::start(&mut options, &carrier, listeners, &prometheus, runtime)?;
@@ -118,6 +119,21 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Connects to the backplane and says where the gateway listens. Clients wait for a backplane that is there, and are
+/// turned away while one is not.
+async fn connect(options: &Options, listeners: &[StdListener], places: Places) -> Result<Carrier> {
+    let mut connecting = pin!(Carrier::connect(&options.backplane, options.memory, &options.name));
+    let at_once = tokio::time::timeout(PATIENCE, &mut connecting).await;
+    print!("{}", (options.announce)(&places));
+    if let Ok(carrier) = at_once {
+        return carrier;
+    }
+    let mut turned_away = turn_away(listeners, places.tls)?;
+    let carrier = connecting.await;
+    turned_away.shutdown().await;
+    carrier
 }
 
 /// Answers everybody on the public listeners with 503 until the returned tasks are dropped: nothing can be done for a
