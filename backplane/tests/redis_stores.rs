@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use backplane::redis::RedisBackplane;
 use backplane::{
-    BackplaneError, Lease, Members, NodeId, REPORT_TTL, SESSIONS_PER_USER, SessionRecord, SessionStore, SessionWrite,
-    UserId,
+    Lease, Members, NodeId, REPORT_TTL, SESSIONS_PER_USER, SessionRecord, SessionStore, SessionWrite, UserId,
 };
 use bytes::Bytes;
+use redis_server::node::again_within;
 use redis_server::{Server, VOLATILE, run};
 use uuid::Uuid;
 
@@ -24,21 +24,7 @@ fn node(number: u128) -> NodeId {
 
 async fn connect(server: &Server) -> RedisBackplane {
     let config = server.config();
-    again(|| RedisBackplane::connect(&config)).await
-}
-
-/// Repeats a call while Redis is away.
-async fn again<T, F: Future<Output = Result<T, BackplaneError>>>(call: impl Fn() -> F) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        match call().await {
-            Ok(value) => return value,
-            Err(BackplaneError::Unavailable(_)) if Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
+    again_within(DEADLINE, || RedisBackplane::connect(&config)).await
 }
 
 /// Asks the server until it answers as expected.
@@ -55,7 +41,7 @@ async fn until(server: &Server, command: &str, expected: impl Fn(&str) -> bool) 
 }
 
 async fn hold(backplane: &RedisBackplane, holder: NodeId) -> Lease {
-    again(|| backplane.hold_lease("role", holder, LONG)).await
+    again_within(DEADLINE, || backplane.hold_lease("role", holder, LONG)).await
 }
 
 async fn token(backplane: &RedisBackplane, holder: NodeId) -> u64 {
@@ -66,12 +52,12 @@ async fn token(backplane: &RedisBackplane, holder: NodeId) -> u64 {
 }
 
 async fn release(backplane: &RedisBackplane, holder: NodeId) {
-    again(|| backplane.release_lease("role", holder)).await;
+    again_within(DEADLINE, || backplane.release_lease("role", holder)).await;
 }
 
 async fn write(backplane: &RedisBackplane, session: &str, expected: Option<u64>, text: &str) -> SessionWrite {
     let (user, data) = (UserId::from("ann"), Bytes::copy_from_slice(text.as_bytes()));
-    again(|| backplane.compare_and_set(&user, session, expected, data.clone(), false, LONG)).await
+    again_within(DEADLINE, || backplane.compare_and_set(&user, session, expected, data.clone(), false, LONG)).await
 }
 
 async fn stored(backplane: &RedisBackplane, session: &str, expected: Option<u64>, text: &str) -> u64 {
@@ -136,9 +122,9 @@ async fn check_after(backplane: &RedisBackplane, before: Before, lost: Lost) {
         assert!(Some(&revision) > lost.revisions.last(), "revision {revision} after {:?}", lost.revisions);
     }
     let user = UserId::from("ann");
-    assert_eq!(again(|| backplane.load(&user, "s")).await, record(revision, "after 9", false));
-    again(|| backplane.revoke(&user, LONG)).await;
-    assert_eq!(again(|| backplane.load(&user, "s")).await, record(revision, "after 9", true));
+    assert_eq!(again_within(DEADLINE, || backplane.load(&user, "s")).await, record(revision, "after 9", false));
+    again_within(DEADLINE, || backplane.revoke(&user, LONG)).await;
+    assert_eq!(again_within(DEADLINE, || backplane.load(&user, "s")).await, record(revision, "after 9", true));
 }
 
 /// The server crashes and comes back with an older snapshot.

@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`config`] and [`cli`] (what an operator sets), [`node`] (what everything shares), [`hub`]
 //! (channels, positions, repair), [`shard`] (one core: connections, sessions, fan-out), [`transport`] (sockets),
-//! [`cluster`] (the other nodes), [`api`] (the server API), [`ops`] (health and metrics), [`serve`] (putting it together). The session itself is the
-//! crate `session`, the wire format the crate `protocol`, tokens the crate `auth`.
+//! [`cluster`] (the other nodes), [`api`] (the server API), [`ops`] (health and metrics), [`serve`] (putting it together).
+//! The session itself is the crate `session`, the wire format the crate `protocol`, tokens the crate `auth`.
 
 pub mod api;
 pub mod cli;

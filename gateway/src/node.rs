@@ -47,7 +47,7 @@ pub struct Runtime {
     pub origins: OriginRule,
     /// Keys of the server API, hashed.
     pub api: ApiKeys,
-    /// Readiness fails while the backplane is down. Read when the node starts.
+    /// Readiness fails while the backplane is down.
     pub backplane_required: bool,
 }
 
@@ -101,9 +101,6 @@ pub enum FleetError {
     /// Other nodes, or the backplane between them.
     #[error(transparent)]
     Elsewhere(#[from] AskError),
-    /// The pattern or the answer is not usable.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// One gateway process.
@@ -128,8 +125,6 @@ pub struct Node {
     connections: AtomicUsize,
     connections_max: usize,
     ready: AtomicBool,
-    /// Readiness fails while the backplane is down.
-    backplane_required: bool,
     backplane_up: AtomicBool,
     leaving: AtomicBool,
     draining: AtomicBool,
@@ -157,7 +152,6 @@ impl Node {
             commands: OnceLock::new(),
             roster: OnceLock::new(),
             inboxes,
-            backplane_required: runtime.backplane_required,
             runtime: ArcSwap::from_pointee(runtime),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
@@ -197,7 +191,7 @@ impl Node {
     /// Ready: the backplane was reached once, and the node is not on its way out. A later outage changes it only where
     /// the operator wants that (`backplane.required`).
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && (!self.backplane_required || self.is_backplane_up())
+        self.ready.load(Ordering::Acquire) && (!self.runtime().backplane_required || self.is_backplane_up())
     }
 
     /// Whether the backplane could be reached when it was last looked at.
@@ -344,14 +338,14 @@ impl Node {
         }
     }
 
-    /// Channels with subscribers on any node, and how many; an empty pattern matches all.
+    /// Channels with subscribers on any node, and how many; without a pattern all of them.
     ///
     /// # Errors
-    /// When the pattern is malformed, or a shard or another node did not answer in time.
-    pub async fn channels(&self, pattern: &str) -> Result<BTreeMap<ChannelName, usize>, FleetError> {
+    /// When a shard or another node did not answer in time.
+    pub async fn channels(&self, glob: Option<&Glob>) -> Result<BTreeMap<ChannelName, usize>, FleetError> {
         match self.commands.get() {
-            Some(commands) => Ok(commands.channels(pattern).await?),
-            None => self.channels_here(pattern).await.map_err(FleetError::Failed),
+            Some(commands) => Ok(commands.channels(glob.map_or("", Glob::pattern)).await?),
+            None => Ok(self.channels_here(glob).await?),
         }
     }
 
@@ -362,7 +356,7 @@ impl Node {
     pub async fn info(&self) -> Result<Vec<NodeInfo>, FleetError> {
         match self.commands.get() {
             Some(commands) => Ok(commands.info().await?),
-            None => Ok(vec![self.info_here().await.map_err(FleetError::Failed)?]),
+            None => Ok(vec![self.info_here().await?]),
         }
     }
 
@@ -381,13 +375,13 @@ impl Node {
         }))
     }
 
-    /// Channels with subscribers on this node, and how many; an empty pattern matches all.
-    pub(crate) async fn channels_here(&self, pattern: &str) -> Result<BTreeMap<ChannelName, usize>, String> {
-        let channels = self.survey().await.map_err(|error| error.to_string())?.channels;
-        if pattern.is_empty() {
-            return Ok(channels);
-        }
-        let glob = Glob::new(pattern).map_err(|error| error.to_string())?;
+    /// Channels with subscribers on this node, and how many; without a pattern all of them.
+    pub(crate) async fn channels_here(
+        &self,
+        glob: Option<&Glob>,
+    ) -> Result<BTreeMap<ChannelName, usize>, ShardTimeout> {
+        let channels = self.survey().await?.channels;
+        let Some(glob) = glob else { return Ok(channels) };
         let mut matching = Vec::new();
         for (index, (name, subscribers)) in channels.into_iter().enumerate() {
             if index % NAMES_PER_TURN == NAMES_PER_TURN - 1 {
@@ -401,9 +395,8 @@ impl Node {
     }
 
     /// What this node is doing.
-    pub(crate) async fn info_here(&self) -> Result<NodeInfo, String> {
-        let survey = self.survey().await.map_err(|error| error.to_string())?;
-        Ok(info::describe(self, &survey))
+    pub(crate) async fn info_here(&self) -> Result<NodeInfo, ShardTimeout> {
+        Ok(info::describe(self, &self.survey().await?))
     }
 
     /// What is on this node, merged over its shards.

@@ -142,9 +142,13 @@ impl Servers {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut pause, longest) = (PAUSE, PAUSE.max(self.access.config.liveness_interval / 4));
         loop {
+            let quiet_since = Instant::now();
             tokio::select! {
                 _ = ticks.tick(), if !is_fixed => {}
                 () = self.is_asked.notified() => {}
+            }
+            if quiet_since.elapsed() >= longest {
+                pause = PAUSE;
             }
             let before = self.now();
             match discovery.look().await {
@@ -154,11 +158,7 @@ impl Servers {
             self.looks.send_modify(|looks| *looks += 1);
             // For as long as calls fail and nothing changes, a whole fleet would ask all the time.
             pause = if Arc::ptr_eq(&before.layout, &self.now().layout) { (2 * pause).min(longest) } else { PAUSE };
-            let asked_at = Instant::now();
             tokio::time::sleep(pause).await;
-            if asked_at.elapsed() >= longest {
-                pause = PAUSE;
-            }
         }
     }
 

@@ -340,12 +340,13 @@ impl Keeper {
         for names in removed.chunks(NAMES_PER_COMMAND) {
             self.commands.unsubscribe(names.to_vec()).await.map_err(unavailable_or_refused)?;
         }
+        let mut barrier = None;
         for names in added.chunks(NAMES_PER_COMMAND) {
             self.commands.subscribe(names.to_vec()).await.map_err(unavailable_or_refused)?;
             // The time limit of an answer is for these names, and not for all that a busy server has to subscribe.
-            self.barrier().await?;
+            barrier = Some(self.barrier().await?);
         }
-        self.barrier().await
+        self.last_barrier(barrier).await
     }
 
     /// Names of different slots cannot share a command. Redis confirms SSUBSCRIBE, and the client library takes that for
@@ -362,12 +363,21 @@ impl Keeper {
             self.reconnect().await;
             return Err(error);
         }
+        let mut barrier = None;
         for names in added.chunks(NAMES_PER_COMMAND) {
             let all = names.iter().map(|name| send(&self.commands, "SSUBSCRIBE", vec![Value::from(name.as_str())]));
             try_join_all(all).await.map_err(unavailable_or_refused)?;
-            self.barrier().await?;
+            barrier = Some(self.barrier().await?);
         }
-        self.barrier().await
+        self.last_barrier(barrier).await
+    }
+
+    /// The barrier after the last change, which was made already if that was a subscription.
+    async fn last_barrier(&self, made: Option<u64>) -> Result<u64, BackplaneError> {
+        match made {
+            Some(id) => Ok(id),
+            None => self.barrier().await,
+        }
     }
 
     async fn reconnect(&self) {

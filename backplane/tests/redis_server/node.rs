@@ -98,7 +98,15 @@ impl Node {
 
 /// Repeats a call while Redis is away.
 pub async fn again<T, F: Future<Output = Result<T, BackplaneError>>>(call: impl Fn() -> F) -> T {
-    let deadline = Instant::now() + DEADLINE;
+    again_within(DEADLINE, call).await
+}
+
+/// The same for so long at most.
+pub async fn again_within<T, F>(longest: Duration, call: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, BackplaneError>>,
+{
+    let deadline = Instant::now() + longest;
     loop {
         match call().await {
             Ok(value) => return value,

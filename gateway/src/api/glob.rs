@@ -18,9 +18,25 @@ const COMPILED_BYTES_MAX: usize = 512 << 10;
 ///
 /// It is a regular expression inside, so a match takes time linear in the name, whatever the pattern.
 #[derive(Debug)]
-pub struct Glob(Regex);
+pub struct Glob {
+    pattern: String,
+    regex: Regex,
+}
 
 impl Glob {
+    /// A pattern that may be missing, which the empty text says.
+    ///
+    /// # Errors
+    /// As [`Glob::new`].
+    pub fn of(pattern: &str) -> Result<Option<Self>, GlobError> {
+        if pattern.is_empty() { Ok(None) } else { Self::new(pattern).map(Some) }
+    }
+
+    /// The text it was made of.
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
     /// Compiles a pattern.
     ///
     /// # Errors
@@ -38,12 +54,12 @@ impl Glob {
                 regex::Error::CompiledTooBig(_) => GlobError::TooComplex,
                 _ => GlobError::Malformed("a set or an alternative in it makes no sense"),
             })?;
-        Ok(Self(regex))
+        Ok(Self { pattern: pattern.to_owned(), regex })
     }
 
     /// Whether the whole name matches.
     pub fn matches(&self, name: &str) -> bool {
-        self.0.is_match(name)
+        self.regex.is_match(name)
     }
 }
 

@@ -39,10 +39,8 @@ pub(super) async fn history_remove(node: &Node, request: ChannelRequest<'_>) -> 
 
 /// Without a pattern all channels that have subscribers.
 pub(super) async fn channels(node: &Node, request: ChannelsRequest<'_>) -> Result<Outcome, ApiError> {
-    if !request.pattern.is_empty() {
-        Glob::new(&request.pattern).map_err(ApiError::bad_request)?;
-    }
-    node.channels(&request.pattern).await.map(Outcome::Channels).map_err(ApiError::internal)
+    let glob = Glob::of(&request.pattern).map_err(ApiError::bad_request)?;
+    node.channels(glob.as_ref()).await.map(Outcome::Channels).map_err(ApiError::internal)
 }
 
 fn with_presence(node: &Node, name: &str) -> Result<ChannelName, ApiError> {

@@ -119,7 +119,7 @@ impl Commands {
         Ok(infos)
     }
 
-    /// An answer of a node, this one included.
+    /// An answer has come.
     pub(super) fn answered(&self, answer: Answer) {
         let mut pending = self.pending.lock();
         // The caller may have given up.
@@ -134,9 +134,12 @@ impl Commands {
         }
     }
 
-    /// Publishes an answer to the node that asked.
-    pub(super) async fn answer(&self, to: NodeId, answer: &Answer) {
-        let mut encoded = encode(answer);
+    /// Gives an answer to the node that asked, which may be this one.
+    pub(super) async fn answer(&self, to: NodeId, answer: Answer) {
+        if to == self.node {
+            return self.answered(answer);
+        }
+        let mut encoded = encode(&answer);
         if encoded.len() > ANSWER_BYTES {
             let why = format!("an answer of {} bytes, more than {ANSWER_BYTES}", encoded.len());
             encoded = encode(&Answer::new(answer.id, self.node, WireResult::Failed(why)));

@@ -16,6 +16,7 @@ use super::inbox::ClusterInbox;
 use super::roster::Roster;
 use super::wire::{Answer, Call, Request, WireResult};
 use super::{COMMANDS_KEPT, answers_channel, commands_channel, digest_channel};
+use crate::api::glob::Glob;
 use crate::metrics::COMMAND_GAPS;
 use crate::node::Node;
 use crate::shard::command::Action;
@@ -172,7 +173,9 @@ impl Follower {
             },
             _ => WireResult::Failed("not a command that this version knows".to_owned()),
         };
-        self.answer(NodeId(call.from), Answer::new(call.id, self.id, result));
+        let (commands, answer) = (self.commands.clone(), Answer::new(call.id, self.id, result));
+        // Beside the commands that follow, so that a slow backplane does not hold them up.
+        tokio::spawn(async move { commands.answer(NodeId(call.from), answer).await });
     }
 
     /// One question, whose answer may take a while and changes nothing.
@@ -181,31 +184,24 @@ impl Follower {
         let (node, commands, id) = (self.node.clone(), self.commands.clone(), self.id);
         tokio::spawn(async move {
             let result = match call.request {
-                Request::Channels { pattern } => node.channels_here(&pattern).await.map(|channels| {
-                    let named = channels.into_iter().map(|(name, subscribers)| (name.as_str().to_owned(), subscribers));
-                    WireResult::Channels(named.collect())
-                }),
-                Request::Info {} => node.info_here().await.map(|info| WireResult::Info(Box::new(info))),
+                Request::Channels { pattern } => channels(&node, &pattern).await,
+                Request::Info {} => match node.info_here().await {
+                    Ok(info) => Ok(WireResult::Info(Box::new(info))),
+                    Err(error) => Err(error.to_string()),
+                },
                 _ => Err("not a question that this version knows".to_owned()),
             };
             let answer = Answer::new(call.id, id, result.unwrap_or_else(WireResult::Failed));
-            if call.from == id.0 {
-                commands.answered(answer);
-            } else {
-                commands.answer(NodeId(call.from), &answer).await;
-            }
+            commands.answer(NodeId(call.from), answer).await;
         });
     }
+}
 
-    /// Answers beside the commands that follow, so that a slow backplane does not hold them up.
-    fn answer(&self, to: NodeId, answer: Answer) {
-        if to == self.id {
-            self.commands.answered(answer);
-        } else {
-            let commands = self.commands.clone();
-            tokio::spawn(async move { commands.answer(to, &answer).await });
-        }
-    }
+async fn channels(node: &Node, pattern: &str) -> Result<WireResult, String> {
+    let glob = Glob::of(pattern).map_err(|error| error.to_string())?;
+    let channels = node.channels_here(glob.as_ref()).await.map_err(|error| error.to_string())?;
+    let named = channels.into_iter().map(|(name, subscribers)| (name.as_str().to_owned(), subscribers));
+    Ok(WireResult::Channels(named.collect()))
 }
 
 /// Takes answers and digests as they come. What is lost of them is missed by nobody for long.

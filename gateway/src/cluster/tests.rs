@@ -12,6 +12,7 @@ use super::commands::{AskError, Commands};
 use super::commands_channel;
 use super::follow::Follower;
 use super::roster::Roster;
+use crate::api::glob::Glob;
 use crate::node::Node;
 use crate::shard::command::{Action, Applied, Command, Survey, Target};
 use crate::shard::inbox::{Inbox, InboxLimits, Item};
@@ -112,7 +113,8 @@ async fn a_command_reaches_every_node_once_and_all_answer() {
     for peer in [&a, &b, &c] {
         peer.was_told(&["1", "2", "3"].map(unsubscribe)).await;
     }
-    let channels = a.node.channels("chat:*").await.expect("all nodes answer");
+    let chats = Glob::new("chat:*").expect("a pattern");
+    let channels = a.node.channels(Some(&chats)).await.expect("all nodes answer");
     assert_eq!(channels, [(ChannelName::from("chat:a"), 6)].into());
     let infos = c.node.info().await.expect("all nodes answer");
     let names: Vec<_> = infos.iter().map(|info| info.name.as_str()).collect();

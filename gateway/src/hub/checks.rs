@@ -70,8 +70,7 @@ impl Hub {
         if self.checks_under_way > 0 {
             return;
         }
-        // Not if some were answered: a part of the backplane may be away.
-        if std::mem::take(&mut self.checks_failed) && !std::mem::take(&mut self.checks_answered) {
+        if std::mem::take(&mut self.checks_failed) {
             self.checks_from = now.after(self.settings.retry_delay);
         }
         if now < self.checks_from {
@@ -100,25 +99,24 @@ impl Hub {
         self.checks.extend(busy);
         if !batch.is_empty() {
             self.checks_under_way = batch.len();
-            self.checks_answered = false;
+            self.checks_failed = true;
             port.effect(Effect::CheckPositions(batch));
         }
     }
 
-    /// The answer to one [`Check`]; each has to be answered, however it went. After an error
-    /// the channel is asked about again, and nothing for a while.
+    /// The answer to one [`Check`]; each has to be answered, however it went. After an error the channel is asked about
+    /// again; after nothing but errors, which are no sign of a part that is away, no channel is for a while.
     pub fn checked(&mut self, check: &Check, top: Result<StreamPosition, String>, port: &mut impl Port) {
         self.checks_under_way = self.checks_under_way.saturating_sub(1);
+        self.checks_failed &= top.is_err();
         let Some(&index) = self.names.get(&check.channel) else { return };
         let channel = &mut self.channels[index as usize];
         let Ok(top) = top else {
-            self.checks_failed = true;
             if !std::mem::replace(&mut channel.check_queued, true) {
                 self.checks.push_back(check.channel.clone());
             }
             return;
         };
-        self.checks_answered = true;
         let Some(stream) = &mut channel.stream else { return };
         if channel.stage != Stage::Live {
             return;

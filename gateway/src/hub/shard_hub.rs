@@ -130,10 +130,8 @@ pub struct Hub {
     pub(super) checks: VecDeque<ChannelName>,
     /// Checks that were asked for and are not answered yet.
     pub(super) checks_under_way: usize,
-    /// One of them was answered with an error.
+    /// None of them was answered but with an error.
     pub(super) checks_failed: bool,
-    /// One of them was answered.
-    pub(super) checks_answered: bool,
     /// Not before this.
     pub(super) checks_from: Tick,
     pub(super) sweep_cursor: usize,
@@ -155,7 +153,6 @@ impl Hub {
             checks: VecDeque::new(),
             checks_under_way: 0,
             checks_failed: false,
-            checks_answered: false,
             checks_from: Tick(0),
             sweep_cursor: 0,
             subscriptions: 0,

@@ -65,7 +65,7 @@ impl Signals {
     }
 }
 
-pub(super) async fn run(mut options: Options, bound: Bound, prometheus: PrometheusHandle) -> Result<ExitCode> {
+pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHandle) -> Result<ExitCode> {
     let Bound { places, internal, listeners } = bound;
     let mut signals = Signals::new().context("cannot handle signals")?;
     let routes: Routes = Arc::new(ArcSwap::from_pointee(crate::ops::starting(prometheus.clone())));
@@ -75,9 +75,8 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
         carrier = connect(&options, &listeners, places) => carrier?,
         () = signals.stop() => return Ok(ExitCode::SUCCESS),
     };
-    let runtime = options.runtime.take().context("the runtime is taken once")?;
-    let Started { node, internal_routes, failures } =
-        super::start(&mut options, &carrier, listeners, &prometheus, runtime)?;
+    let Started { node, internal_routes, failures, drain, reload } =
+        super::start(options, &carrier, listeners, &prometheus)?;
     routes.store(Arc::new(internal_routes));
     tokio::spawn(carrier.clone().look_after());
     tokio::spawn(watch(node.clone(), prometheus));
@@ -95,7 +94,7 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
         tokio::select! {
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
-            _ = signals.hangup.recv() => reload_now(&node, &options.reload),
+            _ = signals.hangup.recv() => reload_now(&node, &reload),
             _ = look.tick() => {
                 if let Ok(failure) = failures.try_recv() {
                     anyhow::bail!("{failure}");
@@ -104,7 +103,7 @@ pub(super) async fn run(mut options: Options, bound: Bound, prometheus: Promethe
         }
     }
     tokio::select! {
-        drained = drain::drain(&node, options.drain) => {
+        drained = drain::drain(&node, drain) => {
             let goodbye = async {
                 reporting.abort();
                 roster.leave().await;

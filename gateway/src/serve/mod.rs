@@ -25,12 +25,14 @@ use tokio::task::LocalSet;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::hub::HubSettings;
-use crate::node::{Node, Runtime};
+use crate::node::Node;
 use crate::shard::Shard;
 use crate::shard::inbox::Inbox;
 use crate::transport::accept::{self, Acceptor, AcceptorOptions};
 
 use carrier::Carrier;
+use drain::DrainTimes;
+use startup::Reload;
 pub use startup::{Options, Places};
 
 /// The binary: arguments and environment in, exit code out.
@@ -68,18 +70,19 @@ struct Started {
     node: Arc<Node>,
     internal_routes: Router,
     failures: mpsc::Receiver<String>,
+    drain: DrainTimes,
+    reload: Reload,
 }
 
 /// Starts the shards, which accept clients from here on.
 fn start(
-    options: &mut Options,
+    options: Options,
     carrier: &Carrier,
     listeners: Vec<StdListener>,
     prometheus: &PrometheusHandle,
-    runtime: Runtime,
 ) -> Result<Started> {
     let inboxes: Vec<_> = (0..options.shards).map(|_| Arc::new(Inbox::new(options.inbox))).collect();
-    let node = Node::new(options.name.clone(), carrier.streams(), inboxes.clone(), runtime, options.connections_max);
+    let node = Node::new(options.name, carrier.streams(), inboxes.clone(), options.runtime, options.connections_max);
 
     // A bug in one request costs that request, not the connection it shares with others.
     let api = crate::api::router(node.clone(), options.api).layer(CatchPanicLayer::new());
@@ -96,17 +99,13 @@ fn start(
         public_routes = public_routes.merge(crate::demo::router());
     }
 
-    let acceptor = AcceptorOptions {
-        node: node.clone(),
-        router: public_routes,
-        tls: options.tls.take(),
-        handshake: options.handshake.clone(),
-    };
+    let acceptor =
+        AcceptorOptions { node: node.clone(), router: public_routes, tls: options.tls, handshake: options.handshake };
     let (failed, failures) = mpsc::channel();
     for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         start_shard(index, &node, inbox, options.hub, listener, acceptor.clone(), failed.clone())?;
     }
-    Ok(Started { node, internal_routes, failures })
+    Ok(Started { node, internal_routes, failures, drain: options.drain, reload: options.reload })
 }
 
 /// Starts the thread of a shard.

@@ -48,8 +48,8 @@ pub struct Options {
     pub shards: usize,
     /// TLS for clients.
     pub tls: Option<TlsAcceptor>,
-    /// What can be reloaded; taken when the node starts.
-    pub runtime: Option<Runtime>,
+    /// What can be reloaded.
+    pub runtime: Runtime,
     /// Delivery on this node.
     pub hub: HubSettings,
     /// Bounds between threads.
@@ -140,7 +140,7 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
         internal_listen: config.internal.listen,
         shards,
         tls,
-        runtime: Some(Runtime::new(&config, None)?),
+        runtime: Runtime::new(&config, None)?,
         backplane: config.backplane.kind.clone(),
         hub: hub_settings(&config),
         inbox: InboxLimits { deliveries: config.hub.queue_len, bytes: config.hub.queue_bytes },
