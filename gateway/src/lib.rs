@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`] and [`cli`] (what an operator sets), [`node`] (what everything shares), [`hub`]
 //! (channels, positions, repair), [`shard`] (one core: connections, sessions, fan-out), [`transport`] (sockets),
-//! [`cluster`] (the other nodes), [`api`] (the server API), [`ops`] (health and metrics), [`serve`] (putting it together).
+//! [`cluster`] (the other nodes), [`proxy`] (asking the application), [`api`] (the server API), [`ops`] (health and metrics), [`serve`] (putting it together).
 //! The session itself is the crate `session`, the wire format the crate `protocol`, tokens the crate `auth`.
 
 pub mod api;
@@ -14,6 +14,7 @@ pub mod hub;
 pub mod metrics;
 pub mod node;
 pub mod ops;
+pub mod proxy;
 pub mod serve;
 pub mod shard;
 pub mod transport;

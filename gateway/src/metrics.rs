@@ -90,6 +90,14 @@ pub const BACKPLANE_LOST: &str = "gateway_backplane_deliveries_lost_total";
 pub const BACKPLANE_RESTORATIONS: &str = "gateway_backplane_restorations_total";
 /// Channels subscribed on the backplane.
 pub const BACKPLANE_CHANNELS: &str = "gateway_backplane_channels";
+/// Time of a call to a `proxy` of the application, waiting for its turn included, by `outcome`: see [`ProxyOutcome`].
+pub const PROXY_SECONDS: &str = "gateway_proxy_seconds";
+/// Calls to a `proxy` under way or waiting for their turn.
+pub const PROXY_IN_FLIGHT: &str = "gateway_proxy_calls_in_flight";
+/// Calls to a `proxy` that were not made because it had failed repeatedly.
+pub const PROXY_REFUSED: &str = "gateway_proxy_refused_total";
+/// Whether a `proxy` is being left alone because it has failed repeatedly.
+pub const PROXY_BREAKER_OPEN: &str = "gateway_proxy_breaker_open";
 /// 1, labelled by `version`.
 pub const BUILD: &str = "gateway_build_info";
 
@@ -149,6 +157,10 @@ fn describe() {
     describe_counter!(BACKPLANE_LOST, "Deliveries lost because this node did not take them in time.");
     describe_counter!(BACKPLANE_RESTORATIONS, "Times that deliveries were restored on a new connection.");
     describe_gauge!(BACKPLANE_CHANNELS, "Channels subscribed on the backplane.");
+    describe_histogram!(PROXY_SECONDS, Unit::Seconds, "Calls to the application, by proxy and outcome.");
+    describe_gauge!(PROXY_IN_FLIGHT, "Calls to the application under way or waiting for their turn, by proxy.");
+    describe_counter!(PROXY_REFUSED, "Calls not made because the proxy had failed repeatedly.");
+    describe_gauge!(PROXY_BREAKER_OPEN, "1 while a proxy that has failed repeatedly is left alone.");
     describe_gauge!(BUILD, "1, labelled by version.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -219,6 +231,100 @@ impl NodeMeters {
         if !acknowledged {
             self.publish_errors.increment(1);
         }
+    }
+}
+
+/// How a call to the application ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProxyOutcome {
+    /// With a result, or nothing.
+    Accepted,
+    /// With an error for the client.
+    Error,
+    /// With the wish to have the client gone.
+    Disconnect,
+    /// With something that cannot be understood.
+    Invalid,
+    /// With too much.
+    TooLarge,
+    /// With a status other than 200 that is about this call.
+    Status,
+    /// With one that says that the backend cannot answer now: 429, 502, 503 or 504.
+    Overloaded,
+    /// Not in time.
+    Timeout,
+    /// Without a connection.
+    Unreachable,
+    /// Before it began, because too many others were under way.
+    Busy,
+}
+
+impl ProxyOutcome {
+    const ALL: [Self; 10] = [
+        Self::Accepted,
+        Self::Error,
+        Self::Disconnect,
+        Self::Invalid,
+        Self::TooLarge,
+        Self::Status,
+        Self::Overloaded,
+        Self::Timeout,
+        Self::Unreachable,
+        Self::Busy,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Error => "error",
+            Self::Disconnect => "disconnect",
+            Self::Invalid => "invalid",
+            Self::TooLarge => "too_large",
+            Self::Status => "status",
+            Self::Overloaded => "overloaded",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// Handles of one proxy.
+pub struct ProxyMeters {
+    /// In the order of [`ProxyOutcome::ALL`].
+    seconds: [Histogram; ProxyOutcome::ALL.len()],
+    in_flight: Gauge,
+    refused: Counter,
+    breaker_open: Gauge,
+}
+
+impl ProxyMeters {
+    pub(crate) fn new(proxy: &str) -> Self {
+        let seconds = ProxyOutcome::ALL
+            .map(|outcome| histogram!(PROXY_SECONDS, "proxy" => proxy.to_owned(), "outcome" => outcome.label()));
+        Self {
+            seconds,
+            in_flight: gauge!(PROXY_IN_FLIGHT, "proxy" => proxy.to_owned()),
+            refused: counter!(PROXY_REFUSED, "proxy" => proxy.to_owned()),
+            breaker_open: gauge!(PROXY_BREAKER_OPEN, "proxy" => proxy.to_owned()),
+        }
+    }
+
+    pub(crate) fn began(&self) {
+        self.in_flight.increment(1.0);
+    }
+
+    pub(crate) fn ended(&self, outcome: ProxyOutcome, took: Duration) {
+        self.in_flight.decrement(1.0);
+        self.seconds[outcome as usize].record(took);
+    }
+
+    pub(crate) fn refused_by_breaker(&self) {
+        self.refused.increment(1);
+    }
+
+    pub(crate) fn breaker(&self, is_open: bool) {
+        self.breaker_open.set(if is_open { 1.0 } else { 0.0 });
     }
 }
 

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::config::origin::OriginRule;
 use crate::hub::Registry;
 use crate::metrics::NodeMeters;
+use crate::proxy::Proxies;
 use crate::shard::IoLimits;
 use crate::shard::command::{Action, Applied, Command, Survey, Target};
 use crate::shard::inbox::{Inbox, Item};
@@ -47,6 +48,8 @@ pub struct Runtime {
     pub origins: OriginRule,
     /// Keys of the server API, hashed.
     pub api: ApiKeys,
+    /// What is asked of the application.
+    pub proxies: Proxies,
     /// Readiness fails while the backplane is down.
     pub backplane_required: bool,
 }
@@ -55,7 +58,7 @@ impl Runtime {
     /// Prepares a checked configuration for use. Keys fetched by a predecessor are taken over.
     ///
     /// # Errors
-    /// When a token key cannot be used.
+    /// When a token key cannot be used, or no client for a proxy can be made.
     pub fn new(config: &Config, predecessor: Option<&Self>) -> anyhow::Result<Self> {
         let tokens = &config.client.tokens;
         let verifier = match predecessor {
@@ -71,6 +74,7 @@ impl Runtime {
             io: IoLimits { message_bytes: config.client.frames.frame_bytes, queue_bytes: config.client.queue_bytes },
             origins: config.client.origins.clone(),
             api: ApiKeys::new(keys, config.api.key_in_query),
+            proxies: Proxies::new(&config.proxies, predecessor.map(|running| &running.proxies))?,
             backplane_required: config.backplane.required,
         })
     }

@@ -7,6 +7,8 @@ use backplane::{HistoryOptions, INTERNAL_PREFIX, UserId};
 use regex::Regex;
 use serde_json::value::RawValue;
 
+use crate::proxy::ProxyName;
+
 /// The options of one namespace, or of channels without one (protocol section 8.2). Every default is the closed one.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs, reason = "each field is the option of the same name in protocol section 8.2")]
@@ -36,6 +38,12 @@ pub struct ChannelOptions {
     pub allow_user_limited_channels: bool,
     pub channel_regex: Option<Regex>,
     pub publication_data_format: DataFormat,
+    /// `subscribe_proxy_enabled` and `subscribe_proxy_name`
+    pub subscribe_proxy: Option<ProxyName>,
+    /// `publish_proxy_enabled` and `publish_proxy_name`
+    pub publish_proxy: Option<ProxyName>,
+    /// `sub_refresh_proxy_enabled` and `sub_refresh_proxy_name`
+    pub sub_refresh_proxy: Option<ProxyName>,
 }
 
 impl ChannelOptions {

@@ -15,8 +15,9 @@ use crate::deadlines::{expiry_tick, is_past, ttl};
 use crate::error::ClientError;
 use crate::io::{ConnectionGrant, Input, Output, SubscriptionOptions, TokenError};
 use crate::join::{Origin, Permit};
-use crate::permissions::{Caller, may_subscribe};
+use crate::permissions::{Caller, Decision, may_subscribe};
 use crate::plan::Wish;
+use crate::proxy::{ConnectVerdict, ProxyResult};
 use crate::session::{Hub, Phase, Refusal, Session, reply};
 use crate::settings::Context;
 use crate::subscribe::is_known_delta;
@@ -33,6 +34,8 @@ pub(crate) struct Connecting {
     /// `subs` of the request: what the client remembers of server-side subscriptions.
     wishes: BTreeMap<String, SubscribeRequest>,
     expire_at: Option<i64>,
+    /// `data` of the result.
+    data: Bytes,
     /// `subs` of the result, as far as they are there.
     results: BTreeMap<String, SubscribeResult>,
     /// Inputs of the server API, whose pushes must not precede the connect reply.
@@ -45,33 +48,36 @@ impl Session {
         ctx: &Context<'_>,
         now: Now,
         id: u32,
-        request: ConnectRequest,
+        mut request: ConnectRequest,
         out: &mut Vec<Output>,
     ) {
         if !request.subs.values().all(|wish| is_known_delta(&wish.delta)) {
             return self.close(CloseCode::BadRequest, out);
         }
         let anonymous = request.token.is_empty();
-        if anonymous && !admits_anonymous(ctx) {
+        let proxied = anonymous && ctx.settings.proxy.connect;
+        if anonymous && !proxied && !admits_anonymous(ctx) {
             return self.close(CloseCode::BadRequest, out);
+        }
+        if ctx.settings.proxy.emulates_headers && !request.headers.is_empty() {
+            out.push(Output::EmulatedHeaders(std::mem::take(&mut request.headers)));
+        }
+        if proxied {
+            self.ask_connect(&mut request, out);
         }
         self.pending_mut().connect = Some(Connecting {
             id,
             wishes: request.subs,
             expire_at: None,
+            data: Bytes::new(),
             results: BTreeMap::new(),
             deferred: Vec::new(),
         });
         self.phase = Phase::Verifying;
-        if anonymous {
-            let nobody = ConnectionGrant {
-                user: UserId::from(""),
-                expire_at: None,
-                info: Bytes::new(),
-                subs: BTreeMap::new(),
-                meta: Bytes::new(),
-            };
-            self.connection_verified(ctx, now, Ok(nobody), out);
+        if proxied {
+            // The application was asked above.
+        } else if anonymous {
+            self.connection_verified(ctx, now, Ok(nobody()), out);
         } else {
             out.push(Output::VerifyConnection { token: request.token });
         }
@@ -99,7 +105,6 @@ impl Session {
         result: Result<ConnectionGrant, TokenError>,
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
-        let settings = ctx.settings;
         let grant = result.map_err(|error| match error {
             TokenError::Invalid(_) => Refusal::Close(CloseCode::InvalidToken),
             TokenError::Expired => ClientError::TokenExpired.into(),
@@ -108,10 +113,61 @@ impl Session {
         if grant.user.is_anonymous() && !admits_anonymous(ctx) {
             return Err(CloseCode::PermissionDenied.into());
         }
-        let expire_at = grant.expire_at.filter(|_| !settings.insecure);
-        if is_past(now, expire_at) {
+        if is_past(now, grant.expire_at.filter(|_| !ctx.settings.insecure)) {
             return Err(ClientError::TokenExpired.into());
         }
+        self.admit(ctx, now, grant, out)
+    }
+
+    /// The verdict of the application about a client without a token.
+    pub(crate) fn connect_judged(
+        &mut self,
+        ctx: &Context<'_>,
+        now: Now,
+        result: ProxyResult<ConnectVerdict>,
+        out: &mut Vec<Output>,
+    ) {
+        if self.phase == Phase::Verifying
+            && let Err(refusal) = self.authenticate_by_proxy(ctx, now, result, out)
+        {
+            self.refuse_connect(refusal, out);
+        }
+    }
+
+    fn authenticate_by_proxy(
+        &mut self,
+        ctx: &Context<'_>,
+        now: Now,
+        result: ProxyResult<ConnectVerdict>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
+        let verdict = match result? {
+            Some(verdict) => verdict,
+            None if admits_anonymous(ctx) => ConnectVerdict { grant: nobody(), data: Bytes::new() },
+            None => return Err(CloseCode::BadRequest.into()),
+        };
+        let ConnectVerdict { grant, data } = verdict;
+        if is_past(now, grant.expire_at.filter(|_| !ctx.settings.insecure)) {
+            return Err(ClientError::Expired.into());
+        }
+        if let Some(connecting) = &mut self.pending_mut().connect {
+            connecting.data = data;
+            // Here the application alone says what there is to subscribe to; the client only knows positions.
+            connecting.wishes.retain(|channel, _| grant.subs.contains_key(channel));
+        }
+        self.admit(ctx, now, grant, out)
+    }
+
+    /// Lets an authenticated client in: makes its server-side subscriptions, after which the session is open.
+    fn admit(
+        &mut self,
+        ctx: &Context<'_>,
+        now: Now,
+        grant: ConnectionGrant,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
+        let settings = ctx.settings;
+        let expire_at = grant.expire_at.filter(|_| !settings.insecure);
         let Some(connecting) = &mut self.pending_mut().connect else { return Ok(()) };
         connecting.expire_at = expire_at;
         let wishes = std::mem::take(&mut connecting.wishes);
@@ -121,7 +177,8 @@ impl Session {
             return Err(CloseCode::ChannelLimit.into());
         }
         self.token_channels = token_channels;
-        self.deadlines.connection = expiry_tick(now, expire_at, settings.expired_close_delay);
+        self.deadlines.connection = expiry_tick(now, expire_at, settings.connection_grace());
+        self.keep_meta(ctx, grant.meta);
         let (client, chan_info) = (self.client, Bytes::new());
         let info = Arc::new(ClientInfo { client, user: grant.user, conn_info: grant.info, chan_info });
         self.info = Some(info.clone());
@@ -158,12 +215,13 @@ impl Session {
     fn open(&mut self, ctx: &Context<'_>, now: Now, out: &mut Vec<Output>) {
         let Some(connecting) = self.pending_mut().connect.take() else { return };
         let settings = ctx.settings;
-        let (expires, ttl) = ttl(now, connecting.expire_at);
+        let (expires, ttl) = ttl(now, connecting.expire_at.filter(|_| !settings.proxy.refresh));
         let result = ConnectResult {
             client: self.client.to_string(),
             version: settings.server_version.clone(),
             expires,
             ttl,
+            data: connecting.data,
             subs: connecting.results,
             ping: u32::try_from(settings.ping_interval.as_secs()).unwrap_or(u32::MAX),
             pong: settings.wants_pongs(),
@@ -183,21 +241,21 @@ impl Session {
     /// Commands that came behind it in the meantime are dropped: closing with a terminal code because of what the client
     /// sent before it could know would turn an expired token into a lost client. What comes from now on does close.
     pub(crate) fn refuse_connect(&mut self, refusal: Refusal, out: &mut Vec<Output>) {
-        match refusal {
-            Refusal::Close(code) => self.close(code, out),
-            Refusal::Error(error) => {
-                let Some(pending) = &mut self.pending else { return };
-                pending.queue.clear();
-                let connecting = pending.connect.take();
-                self.phase = Phase::Refused;
-                self.abandon_joins();
-                for entry in self.subs.take() {
-                    self.leave(entry, Hub::Leave, out);
-                }
-                if let Some(connecting) = connecting {
-                    reply(connecting.id, error, out);
-                }
-            }
+        let error = match refusal {
+            Refusal::Close(code) => return self.close(code, out),
+            Refusal::Error(error) => error.into(),
+            Refusal::Custom(error) => ReplyBody::Error(error),
+        };
+        let Some(pending) = &mut self.pending else { return };
+        pending.queue.clear();
+        let connecting = pending.connect.take();
+        self.phase = Phase::Refused;
+        self.abandon_joins();
+        for entry in self.subs.take() {
+            self.leave(entry, Hub::Leave, out);
+        }
+        if let Some(connecting) = connecting {
+            reply(connecting.id, error, out);
         }
     }
 
@@ -219,6 +277,12 @@ impl Session {
         }
         None
     }
+}
+
+/// What the anonymous user is granted.
+fn nobody() -> ConnectionGrant {
+    let user = UserId::from("");
+    ConnectionGrant { user, expire_at: None, info: Bytes::new(), subs: BTreeMap::new(), meta: Bytes::new() }
 }
 
 fn admits_anonymous(ctx: &Context<'_>) -> bool {
@@ -257,7 +321,8 @@ fn permits<'a>(
             Err(ChannelError::Empty | ChannelError::UnknownNamespace) => return Err(CloseCode::BadRequest.into()),
             Err(ChannelError::TooLong | ChannelError::BadName) => continue,
         };
-        if may_subscribe(ctx.channels, options, &channel, caller).is_ok() {
+        // What a proxy decides about is not asked here: such a channel is skipped.
+        if may_subscribe(ctx.channels, options, &channel, caller) == Ok(Decision::Allowed) {
             let wish = Wish::of_connect(&mut wish);
             let channel = ChannelName::from(channel);
             permits

@@ -91,7 +91,7 @@ impl Session {
     }
 
     pub(crate) fn deadline(&mut self, ctx: &Context<'_>, now: Now, out: &mut Vec<Output>) {
-        if now.tick >= self.deadlines.connection {
+        if now.tick >= self.deadlines.connection && !self.ask_refresh(ctx, now, out) {
             return self.close(CloseCode::ConnectionExpired, out);
         }
         match self.phase {
@@ -108,7 +108,7 @@ impl Session {
             }
             Phase::Open => {
                 self.check_pong(ctx, now, out);
-                self.expire_subscriptions(now, out);
+                self.expire_subscriptions(ctx, now, out);
                 self.ping(ctx, now, out);
             }
             Phase::Closed => {}
@@ -168,10 +168,11 @@ impl Session {
         }
     }
 
-    fn expire_subscriptions(&mut self, now: Now, out: &mut Vec<Output>) {
+    fn expire_subscriptions(&mut self, ctx: &Context<'_>, now: Now, out: &mut Vec<Output>) {
         if self.phase != Phase::Open || now.tick < self.deadlines.subscription {
             return;
         }
+        self.ask_sub_refresh(ctx, now, out);
         let expired: Vec<_> = self.subs.iter().filter(|entry| now.tick >= entry.expiry()).collect();
         if expired.iter().any(|entry| entry.flags.has(Flags::SERVER_SIDE)) {
             return self.close(CloseCode::SubscriptionExpired, out);

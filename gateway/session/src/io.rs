@@ -11,6 +11,7 @@ use bytes::Bytes;
 use protocol::{Command, Reply};
 
 use crate::close::CloseCode;
+use crate::proxy::{ProxyAnswer, ProxyCall, PublishOptions};
 
 /// Everything that can happen to a session.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ pub enum Input {
         /// The page.
         result: Result<HistoryPage, OperationError>,
     },
+    /// Answer to [`Output::Proxy`].
+    Proxied(Box<ProxyAnswer>),
     /// The server API subscribes this connection to a channel. Ignored where it cannot be done: already subscribed, too
     /// many channels, unknown namespace, expired.
     ServerSubscribe(Box<ServerSubscribe>),
@@ -178,6 +181,8 @@ pub enum Output {
         data: Bytes,
         /// The publisher's info to attach.
         info: Arc<ClientInfo>,
+        /// What the application added to it; `None` when it was not asked or had nothing to add.
+        options: Option<Box<PublishOptions>>,
     },
     /// Read the members of a channel. Answer: [`Input::Presence`].
     ReadPresence {
@@ -202,6 +207,11 @@ pub enum Output {
         /// Which part.
         query: HistoryQuery,
     },
+    /// Ask the application. Answer: [`Input::Proxied`], also when it cannot be asked.
+    Proxy(Box<ProxyCall>),
+    /// Headers that the client claims to have sent (protocol section 9.1), for the calls of proxies that come after
+    /// this. Untrusted: only what is configured may be kept of them. Without an answer.
+    EmulatedHeaders(BTreeMap<String, String>),
     /// Close the socket with this code after everything sent before was flushed (3008: without). Comes at most once,
     /// and nothing but clean-up follows.
     Close(CloseCode),

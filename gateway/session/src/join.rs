@@ -34,7 +34,7 @@ pub(crate) enum Origin {
 /// How far it has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum JoinStage {
-    /// The subscription token is being verified.
+    /// The subscription token is being verified, or a proxy asked.
     Verifying,
     /// The hub was asked.
     Joining,
@@ -68,7 +68,7 @@ pub(crate) struct Permit {
 }
 
 impl PendingJoin {
-    /// Reserves the channel while the token is verified.
+    /// Reserves the channel while the token is verified or a proxy asked.
     pub fn verifying(channel: ChannelName, id: u32, wish: Wish) -> Self {
         Self {
             channel,
@@ -92,7 +92,7 @@ impl PendingJoin {
     }
 
     /// The result to tell the client, by the table of protocol section 4.4.
-    fn result(&self, settings: &Settings, now: Now, joined: &Joined) -> SubscribeResult {
+    fn result(&self, settings: &Settings, now: Now, joined: &Joined, client_refreshes: bool) -> SubscribeResult {
         // More than the limits is no recovery: the read was to stop there, and the reply has to stay bounded.
         let bytes: usize = joined.publications.iter().map(|publication| publication.data.len()).sum();
         let bounded = joined.publications.len() <= settings.recovery_limit && bytes <= settings.reply_bytes;
@@ -105,7 +105,7 @@ impl PendingJoin {
             data: self.data.clone(),
             ..SubscribeResult::default()
         };
-        if !self.flags.has(Flags::SERVER_SIDE) {
+        if !self.flags.has(Flags::SERVER_SIDE) && client_refreshes {
             (result.expires, result.ttl) = ttl(now, self.expire_at);
         }
         if let Some(position) = joined.position.as_ref().filter(|_| result.positioned) {
@@ -217,12 +217,14 @@ impl Session {
             join.flags.clear(Flags::POSITIONED);
             join.flags.clear(Flags::RECOVERABLE);
         }
-        let expiry = expiry_tick(now, join.expire_at, ctx.settings.expired_subscription_close_delay);
+        let options = ctx.channels.resolve(&join.channel).ok();
+        let expiry = expiry_tick(now, join.expire_at, ctx.settings.subscription_grace(options));
         let entry = Entry::new(join.channel.clone(), join.flags, join.info.take(), expiry);
         if join.origin == Origin::Abandoned {
             return self.leave(entry, Hub::Leave, out);
         }
-        let result = join.result(ctx.settings, now, &joined);
+        let client_refreshes = options.is_none_or(|options| options.sub_refresh_proxy.is_none());
+        let result = join.result(ctx.settings, now, &joined, client_refreshes);
         if let Origin::Command(id) = join.origin
             && join.wish.strict_recovery
             && join.wish.recover

@@ -5,7 +5,7 @@
 //! client can bring about can be brought about in a test.
 //!
 //! Read in this order: [`io`] (what goes in and out), [`time`], [`settings`] (limits, and what each call is given), the
-//! session itself (one module per kind of command), [`channels`] and [`permissions`] (pure rules), [`error`] and
+//! session itself (one module per kind of command), [`proxy`] (what the application is asked), [`channels`] and [`permissions`] (pure rules), [`error`] and
 //! [`close`] (the only places that name a number of the protocol).
 //!
 //! # Invariants
@@ -29,6 +29,8 @@ mod join;
 mod operations;
 pub mod permissions;
 mod plan;
+mod proxied;
+pub mod proxy;
 mod refresh;
 mod server;
 mod session;

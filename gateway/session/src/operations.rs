@@ -3,28 +3,30 @@
 
 use std::sync::Arc;
 
-use backplane::{ClientInfo, Epoch, HistoryPage, HistoryQuery, Offset, PresenceStats, StreamPosition};
+use backplane::{ChannelName, ClientInfo, Epoch, HistoryPage, HistoryQuery, Offset, PresenceStats, StreamPosition};
+use bytes::Bytes;
 use protocol::{HistoryRequest, PresenceResult, PublishRequest, PublishResult, ReplyBody};
 
 use crate::channels::ChannelOptions;
 use crate::convert;
 use crate::error::ClientError;
 use crate::io::{OperationError, Output};
-use crate::permissions::{Caller, may_history, may_presence, may_publish};
+use crate::permissions::{Caller, Decision, may_history, may_presence, may_publish};
+use crate::proxy::PublishOptions;
 use crate::session::{Refusal, Session, reply};
 use crate::settings::Context;
 
 impl Session {
     /// Name, namespace and permission, in this order.
-    fn permit<'a>(
+    fn permit<'a, T>(
         &self,
         ctx: &Context<'a>,
         channel: &str,
-        may: impl Fn(&ChannelOptions, Caller<'_>) -> Result<(), ClientError>,
-    ) -> Result<&'a ChannelOptions, Refusal> {
+        may: impl Fn(&'a ChannelOptions, Caller<'_>) -> Result<T, ClientError>,
+    ) -> Result<(&'a ChannelOptions, T), Refusal> {
         let options = ctx.channels.check_name(channel, ctx.settings.channel_name_bytes)?;
-        may(options, self.caller(ctx, self.known_info(), channel))?;
-        Ok(options)
+        let decision = may(options, self.caller(ctx, self.known_info(), channel))?;
+        Ok((options, decision))
     }
 
     pub(crate) fn publish(
@@ -34,19 +36,34 @@ impl Session {
         request: PublishRequest,
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
-        let options = self.permit(ctx, &request.channel, may_publish)?;
+        let (options, decision) = self.permit(ctx, &request.channel, may_publish)?;
         if request.r#type != 0 {
             return Err(ClientError::NotAvailable.into());
         }
         if !options.publication_data_format.check(&request.data) {
             return Err(ClientError::BadRequest.into());
         }
-        let subscribed = self.subs.get(&request.channel).and_then(|entry| entry.info());
-        let info = subscribed.unwrap_or_else(|| self.known_info()).clone();
         let channel = self.channel_name(request.channel);
         self.in_flight += 1;
-        out.push(Output::Publish { id, channel, data: request.data, info });
+        match decision {
+            Decision::Allowed => self.publish_now(id, channel, request.data, None, out),
+            Decision::Ask(proxy) => self.ask_publish(proxy, id, channel, request.data, out),
+        }
         Ok(())
+    }
+
+    /// Publishes what is allowed; the command is in flight already.
+    pub(crate) fn publish_now(
+        &self,
+        id: u32,
+        channel: ChannelName,
+        data: Bytes,
+        options: Option<Box<PublishOptions>>,
+        out: &mut Vec<Output>,
+    ) {
+        let subscribed = self.subs.get(&channel).and_then(|entry| entry.info());
+        let info = subscribed.unwrap_or_else(|| self.known_info()).clone();
+        out.push(Output::Publish { id, channel, data, info, options });
     }
 
     pub(crate) fn published(&mut self, id: u32, result: Result<(), OperationError>, out: &mut Vec<Output>) {

@@ -1,10 +1,11 @@
 //! Who may do what in a channel, first match decides (protocol sections 6.4 and 8.3). Pure functions of the options,
-//! the name and the caller. There are no proxies yet, so their steps are not in the orders below.
+//! the name and the caller.
 
 use backplane::UserId;
 
 use crate::channels::{ChannelOptions, Channels};
 use crate::error::ClientError;
+use crate::proxy::ProxyName;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -26,38 +27,52 @@ impl Caller<'_> {
     }
 }
 
+/// Who has the last word about something that is not forbidden.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision<'a> {
+    /// It is allowed.
+    Allowed,
+    /// This proxy decides.
+    Ask(&'a ProxyName),
+}
+
 /// Whether a client may subscribe without a subscription token. With one, the token alone decides.
 ///
 /// # Errors
 /// [`ClientError::PermissionDenied`]
-pub fn may_subscribe(
+pub fn may_subscribe<'a>(
     channels: &Channels,
-    options: &ChannelOptions,
+    options: &'a ChannelOptions,
     channel: &str,
     caller: Caller<'_>,
-) -> Result<(), ClientError> {
+) -> Result<Decision<'a>, ClientError> {
     if channels.is_private(channel) {
         return Err(ClientError::PermissionDenied);
     }
     let allowed = if channels.is_user_limited(options, channel) {
         channels.lists_user(channel, caller.user) || caller.insecure
+    } else if let Some(proxy) = &options.subscribe_proxy {
+        return Ok(Decision::Ask(proxy));
     } else {
         caller.has(options.allow_subscribe_for_client, false, options.allow_subscribe_for_anonymous)
     };
-    allowed.then_some(()).ok_or(ClientError::PermissionDenied)
+    allowed.then_some(Decision::Allowed).ok_or(ClientError::PermissionDenied)
 }
 
-/// Whether a client may publish.
+/// Whether a client may publish. Where there is a proxy, no other option counts.
 ///
 /// # Errors
 /// [`ClientError::PermissionDenied`]
-pub fn may_publish(options: &ChannelOptions, caller: Caller<'_>) -> Result<(), ClientError> {
+pub fn may_publish<'a>(options: &'a ChannelOptions, caller: Caller<'_>) -> Result<Decision<'a>, ClientError> {
+    if let Some(proxy) = &options.publish_proxy {
+        return Ok(Decision::Ask(proxy));
+    }
     let allowed = caller.has(
         options.allow_publish_for_client,
         options.allow_publish_for_subscriber,
         options.allow_publish_for_anonymous,
     );
-    allowed.then_some(()).ok_or(ClientError::PermissionDenied)
+    allowed.then_some(Decision::Allowed).ok_or(ClientError::PermissionDenied)
 }
 
 /// Whether a client may read presence or its counts.
@@ -141,7 +156,16 @@ mod tests {
         {
             let user = UserId::from(user);
             let caller = Caller { user: &user, subscribed: false, insecure };
-            assert_eq!(may_subscribe(&channels, options, channel, caller), expected, "row {row}");
+            let decision = may_subscribe(&channels, options, channel, caller);
+            assert_eq!(decision, expected.map(|()| Decision::Allowed), "row {row}");
+            // A proxy has the last word, except about what is private or limited to users.
+            let proxy = ProxyName::from("p");
+            let asking = ChannelOptions { subscribe_proxy: Some(proxy.clone()), ..options.clone() };
+            let expected = match channels.is_private(channel) || channels.is_user_limited(options, channel) {
+                true => decision,
+                false => Ok(Decision::Ask(&proxy)),
+            };
+            assert_eq!(may_subscribe(&channels, &asking, channel, caller), expected, "row {row} with a proxy");
         }
     }
 
@@ -180,7 +204,11 @@ mod tests {
             let user = UserId::from(if is_anonymous { "" } else { "u" });
             let caller = Caller { user: &user, subscribed, insecure };
             let expected = if allowed { Ok(()) } else { DENIED };
-            assert_eq!(may_publish(&options, caller), expected, "publish, row {row}");
+            let published = expected.map(|()| Decision::Allowed);
+            assert_eq!(may_publish(&options, caller), published, "publish, row {row}");
+            let proxy = ProxyName::from("p");
+            let asking = ChannelOptions { publish_proxy: Some(proxy.clone()), ..options.clone() };
+            assert_eq!(may_publish(&asking, caller), Ok(Decision::Ask(&proxy)), "publish with a proxy, row {row}");
             assert_eq!(has_presence_access(&options, caller), allowed, "presence access, row {row}");
             assert_eq!(may_presence(&options, caller), OFF, "presence off, row {row}");
             assert_eq!(may_history(&options, caller), OFF, "history off, row {row}");

@@ -16,8 +16,14 @@ use crate::subscriptions::{Flags, with_chan_info, with_conn_info};
 use crate::time::Now;
 
 impl Session {
-    pub(crate) fn refresh(&mut self, id: u32, request: RefreshRequest, out: &mut Vec<Output>) -> Result<(), Refusal> {
-        if request.token.is_empty() {
+    pub(crate) fn refresh(
+        &mut self,
+        ctx: &Context<'_>,
+        id: u32,
+        request: RefreshRequest,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
+        if request.token.is_empty() || ctx.settings.proxy.refresh {
             return Err(CloseCode::BadRequest.into());
         }
         self.in_flight += 1;
@@ -66,8 +72,9 @@ impl Session {
             return Err(CloseCode::InsufficientState.into());
         }
         self.set_conn_info(grant.info);
-        self.deadlines.connection = expiry_tick(now, expire_at, ctx.settings.expired_close_delay);
-        let (expires, ttl) = ttl(now, expire_at);
+        self.keep_meta(ctx, grant.meta);
+        self.deadlines.connection = expiry_tick(now, expire_at, ctx.settings.connection_grace());
+        let (expires, ttl) = ttl(now, expire_at.filter(|_| !ctx.settings.proxy.refresh));
         let version = ctx.settings.server_version.clone();
         Ok(RefreshResult { client: self.client.to_string(), version, expires, ttl })
     }
@@ -89,6 +96,7 @@ impl Session {
 
     pub(crate) fn sub_refresh(
         &mut self,
+        ctx: &Context<'_>,
         id: u32,
         request: SubRefreshRequest,
         out: &mut Vec<Output>,
@@ -102,7 +110,9 @@ impl Session {
         let Some(entry) = self.subs.get(&request.channel) else {
             return Err(ClientError::PermissionDenied.into());
         };
-        if entry.flags.has(Flags::SERVER_SIDE) {
+        let asks_proxy =
+            ctx.channels.resolve(&request.channel).is_ok_and(|options| options.sub_refresh_proxy.is_some());
+        if entry.flags.has(Flags::SERVER_SIDE) || asks_proxy {
             return Err(CloseCode::BadRequest.into());
         }
         if request.token.is_empty() {

@@ -99,8 +99,8 @@ impl Session {
         if let Some(conn_info) = info {
             self.set_conn_info(conn_info);
         }
-        self.deadlines.connection = expiry_tick(now, expire_at, ctx.settings.expired_close_delay);
-        if expire_at.is_some() {
+        self.deadlines.connection = expiry_tick(now, expire_at, ctx.settings.connection_grace());
+        if expire_at.is_some() && !ctx.settings.proxy.refresh {
             let (expires, ttl) = ttl(now, expire_at);
             push("", PushBody::Refresh(Refresh { expires, ttl }), out);
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use backplane::{ChannelName, ClientId, ClientInfo};
+use bytes::Bytes;
 use protocol::{Command, Push, PushBody, Reply, ReplyBody, Request, Unsubscribe};
 
 use crate::channels::ChannelError;
@@ -53,14 +54,18 @@ pub struct Session {
     /// Who it is; set when the client is authenticated.
     pub(crate) info: Option<Arc<ClientInfo>>,
     pub(crate) subs: Subscriptions,
-    /// `None` exactly when nothing is queued and no subscription is being made.
+    /// `None` exactly when nothing is queued, no subscription is being made and no publication is being judged.
     pub(crate) pending: Option<Box<Pending>>,
     pub(crate) deadlines: Deadlines,
     /// Fingerprint of the channels that the connection token asked for.
     pub(crate) token_channels: u64,
+    /// `meta` of the connection, for proxies; nearly always absent.
+    pub(crate) meta: Option<Box<Bytes>>,
     /// Commands whose answer the driver owes us.
-    pub(crate) in_flight: usize,
+    pub(crate) in_flight: u32,
     pub(crate) pings_unanswered: u8,
+    /// The proxy was asked whether the connection may go on.
+    pub(crate) refreshing: bool,
     pub(crate) phase: Phase,
 }
 
@@ -71,14 +76,18 @@ pub(crate) struct Pending {
     pub queue: VecDeque<Command>,
     /// Subscriptions being made; at most one of a channel.
     pub joins: Vec<PendingJoin>,
+    /// Channels of publications that a proxy is asked about; at most one of a channel, so that they stay in order.
+    pub publishing: Vec<ChannelName>,
     /// The connect command, until it is answered.
     pub connect: Option<Connecting>,
 }
 
 /// A command is answered with an error, or costs the connection.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Refusal {
     Error(ClientError),
+    /// An error in the words of the application.
+    Custom(protocol::Error),
     Close(CloseCode),
 }
 
@@ -114,8 +123,10 @@ impl Session {
             pending: None,
             deadlines: Deadlines::new(now, ctx.settings),
             token_channels: 0,
+            meta: None,
             in_flight: 0,
             pings_unanswered: 0,
+            refreshing: false,
             phase: Phase::Fresh,
         }
     }
@@ -148,6 +159,7 @@ impl Session {
             Input::Presence { id, result } => self.presence_read(id, result, out),
             Input::PresenceStats { id, result } => self.presence_stats_read(id, result, out),
             Input::History { id, query, result } => self.history_read(ctx, id, &query, result, out),
+            Input::Proxied(answer) => self.proxied(ctx, now, *answer, out),
             Input::ServerSubscribe(request) => self.server_subscribe(ctx, now, request, out),
             Input::ServerUnsubscribe { channel, code, reason } => {
                 self.server_unsubscribe(channel, code, reason, out);
@@ -225,10 +237,10 @@ impl Session {
         !self.wants_commands() || self.is_blocked(ctx, command)
     }
 
-    /// A command waits while too many others are in flight, or while its channel is being subscribed: effects are
-    /// issued in the order of the commands. A second subscribe does not wait, it is an error in any case.
+    /// A command waits while too many others are in flight, or while its channel is being subscribed or a publication
+    /// into it being judged: effects are issued in the order of the commands. A second subscribe does not wait, it is an error in any case.
     fn is_blocked(&self, ctx: &Context<'_>, command: &Command) -> bool {
-        if self.in_flight >= ctx.settings.commands_in_flight {
+        if self.in_flight as usize >= ctx.settings.commands_in_flight {
             return true;
         }
         let channel = match &command.request {
@@ -248,7 +260,7 @@ impl Session {
             )
             | None => return false,
         };
-        self.pending_join(channel).is_some()
+        self.pending_join(channel).is_some() || self.is_publishing(channel)
     }
 
     fn enqueue(&mut self, ctx: &Context<'_>, command: Command, out: &mut Vec<Output>) {
@@ -281,11 +293,11 @@ impl Session {
             Some(Request::Presence(request)) => self.presence(ctx, id, &request.channel, out),
             Some(Request::PresenceStats(request)) => self.presence_stats(ctx, id, &request.channel, out),
             Some(Request::History(request)) => self.history(ctx, id, request, out),
-            // There is no handler for RPC nor for messages.
-            Some(Request::Rpc(_)) => Err(ClientError::NotAvailable.into()),
+            Some(Request::Rpc(request)) => self.rpc(ctx, id, request, out),
+            // There is no handler for messages.
             Some(Request::Send(_)) => Err(CloseCode::NotAvailable.into()),
-            Some(Request::Refresh(request)) => self.refresh(id, request, out),
-            Some(Request::SubRefresh(request)) => self.sub_refresh(id, request, out),
+            Some(Request::Refresh(request)) => self.refresh(ctx, id, request, out),
+            Some(Request::SubRefresh(request)) => self.sub_refresh(ctx, id, request, out),
             // A second connect, a ping that no SDK sends, or a request of another protocol.
             Some(Request::Connect(_) | Request::Ping(_)) | None => Err(CloseCode::BadRequest.into()),
         };
@@ -297,6 +309,7 @@ impl Session {
     pub(crate) fn refuse(&mut self, id: u32, refusal: Refusal, out: &mut Vec<Output>) {
         match refusal {
             Refusal::Error(error) => reply(id, error, out),
+            Refusal::Custom(error) => reply(id, ReplyBody::Error(error), out),
             Refusal::Close(code) => self.close(code, out),
         }
     }
@@ -336,11 +349,13 @@ impl Session {
 
     /// Gives the memory back once nothing is under way.
     pub(crate) fn free_pending(&mut self) {
-        if self
-            .pending
-            .as_ref()
-            .is_some_and(|pending| pending.queue.is_empty() && pending.joins.is_empty() && pending.connect.is_none())
-        {
+        let idle = |pending: &Pending| {
+            pending.queue.is_empty()
+                && pending.joins.is_empty()
+                && pending.publishing.is_empty()
+                && pending.connect.is_none()
+        };
+        if self.pending.as_deref().is_some_and(idle) {
             self.pending = None;
         }
     }
@@ -362,6 +377,7 @@ impl Session {
         self.abandon_joins();
         if let Some(pending) = &mut self.pending {
             pending.queue = VecDeque::new();
+            pending.publishing = Vec::new();
             pending.connect = None;
         }
         self.free_pending();

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::channels::Channels;
+use crate::channels::{ChannelOptions, Channels};
+use crate::proxy::ProxySettings;
 
 /// Limits and times of one session. The defaults are those of protocol section 8.4 unless a reason is given.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,6 +40,8 @@ pub struct Settings {
     pub insecure: bool,
     /// A client without a token, or with one that names nobody, becomes the anonymous user.
     pub allow_anonymous: bool,
+    /// What is asked of the application.
+    pub proxy: ProxySettings,
     /// `version` of the connect result.
     pub server_version: String,
 }
@@ -60,6 +63,7 @@ impl Default for Settings {
             commands_queued: 1024,
             insecure: false,
             allow_anonymous: false,
+            proxy: ProxySettings::default(),
             server_version: concat!(env!("CARGO_PKG_VERSION"), " Evenkeel").to_owned(),
         }
     }
@@ -89,6 +93,18 @@ impl Settings {
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// How long an expired connection lives on: as long as its client may take to refresh it. Where the application is
+    /// asked instead, it is asked at once.
+    pub(crate) fn connection_grace(&self) -> Duration {
+        if self.proxy.refresh { Duration::ZERO } else { self.expired_close_delay }
+    }
+
+    /// The same for a subscription of a channel with these options.
+    pub(crate) fn subscription_grace(&self, options: Option<&ChannelOptions>) -> Duration {
+        let asks = options.is_some_and(|options| options.sub_refresh_proxy.is_some());
+        if asks { Duration::ZERO } else { self.expired_subscription_close_delay }
     }
 
     /// Whether a client has to answer pings.

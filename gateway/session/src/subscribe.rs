@@ -8,8 +8,9 @@ use crate::deadlines::is_past;
 use crate::error::ClientError;
 use crate::io::{Output, SubscriptionGrant, SubscriptionOptions, TokenError, TokenPurpose};
 use crate::join::{JoinStage, Origin, PendingJoin, Permit};
-use crate::permissions::may_subscribe;
+use crate::permissions::{Decision, may_subscribe};
 use crate::plan::Wish;
+use crate::proxy::{ProxyEvent, ProxyResult, SubscribeVerdict};
 use crate::session::{Hub, Refusal, Session, reply};
 use crate::settings::Context;
 use crate::time::Now;
@@ -54,11 +55,18 @@ impl Session {
         let wish = Wish::of_client(&mut request);
         if request.token.is_empty() {
             let caller = self.caller(ctx, self.known_info(), &request.channel);
-            may_subscribe(ctx.channels, options, &request.channel, caller)?;
+            let decision = may_subscribe(ctx.channels, options, &request.channel, caller)?;
             let channel = ChannelName::from(request.channel);
-            let granted = SubscriptionOptions::default();
-            let permit = Permit { channel, origin: Origin::Command(id), wish, options: granted, expire_at: None };
-            self.join(ctx, options, permit, out);
+            match decision {
+                Decision::Allowed => {
+                    let (origin, granted) = (Origin::Command(id), SubscriptionOptions::default());
+                    self.join(ctx, options, Permit { channel, origin, wish, options: granted, expire_at: None }, out);
+                }
+                Decision::Ask(proxy) => {
+                    self.reserve(PendingJoin::verifying(channel.clone(), id, wish));
+                    self.ask(proxy, ProxyEvent::Subscribe { id, channel, data: request.data }, out);
+                }
+            }
         } else {
             let channel = ChannelName::from(request.channel);
             self.reserve(PendingJoin::verifying(channel.clone(), id, wish));
@@ -104,11 +112,55 @@ impl Session {
         if is_past(now, grant.expire_at) {
             return Err(ClientError::TokenExpired.into());
         }
+        self.join_permitted(ctx, id, join, grant.options, grant.expire_at, out)
+    }
+
+    /// The verdict of the application about a subscription without a token.
+    pub(crate) fn subscription_judged(
+        &mut self,
+        ctx: &Context<'_>,
+        now: Now,
+        id: u32,
+        channel: &str,
+        result: ProxyResult<SubscribeVerdict>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(join) = self.take_join(channel, JoinStage::Verifying) else { return };
+        if let Err(refusal) = self.subscribe_by_proxy(ctx, now, id, join, result, out) {
+            self.refuse(id, refusal, out);
+        }
+    }
+
+    fn subscribe_by_proxy(
+        &mut self,
+        ctx: &Context<'_>,
+        now: Now,
+        id: u32,
+        join: PendingJoin,
+        result: ProxyResult<SubscribeVerdict>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
+        let verdict = result?.ok_or(ClientError::PermissionDenied)?;
+        if is_past(now, verdict.expire_at) {
+            return Err(ClientError::Expired.into());
+        }
+        self.join_permitted(ctx, id, join, verdict.options, verdict.expire_at, out)
+    }
+
+    /// Goes on with a subscription whose permission had to be waited for.
+    fn join_permitted(
+        &mut self,
+        ctx: &Context<'_>,
+        id: u32,
+        join: PendingJoin,
+        granted: SubscriptionOptions,
+        expire_at: Option<i64>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
         // Looked up again, because a reload may have come in between.
         let options = ctx.channels.resolve(&join.channel)?;
         let PendingJoin { channel, wish, ended, .. } = join;
-        let origin = Origin::Command(id);
-        let permit = Permit { channel, origin, wish, options: grant.options, expire_at: grant.expire_at };
+        let permit = Permit { channel, origin: Origin::Command(id), wish, options: granted, expire_at };
         self.join(ctx, options, permit, out);
         if let Some(join) = self.pending_mut().joins.last_mut() {
             join.ended = ended;

@@ -26,6 +26,8 @@ impl Flags {
     pub const ANNOUNCED: Self = Self(1 << 5);
     /// It receives the join and leave of others.
     pub const PUSH_JOIN_LEAVE: Self = Self(1 << 6);
+    /// It has expired, and a proxy is asked whether it may go on.
+    pub const REFRESHING: Self = Self(1 << 7);
 
     pub fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0

@@ -14,7 +14,7 @@ pub(crate) mod glob;
 pub(crate) mod info;
 mod meters;
 mod outcome;
-mod publish;
+pub(crate) mod publish;
 mod reads;
 mod request;
 mod users;

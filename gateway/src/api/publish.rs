@@ -52,6 +52,28 @@ pub(super) async fn broadcast(
     Ok(Outcome::Broadcast(responses))
 }
 
+/// Whether what the application adds to a publication is within bounds; the error says what is not.
+pub(crate) fn check_labels(
+    tags: &BTreeMap<String, String>,
+    idempotency_key: &str,
+    version_epoch: &str,
+) -> Result<(), String> {
+    if tags.len() > TAGS_MAX {
+        return Err(format!("{} tags, more than {TAGS_MAX}", tags.len()));
+    }
+    let bytes: usize = tags.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > TAGS_BYTES_MAX {
+        return Err(format!("tags of {bytes} bytes, more than {TAGS_BYTES_MAX}"));
+    }
+    for (field, text) in [("idempotency_key", idempotency_key), ("version_epoch", version_epoch)] {
+        // Both are kept per channel, so what the backplane allows for the one is enough for the other.
+        if text.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+            return Err(format!("{field} has {} bytes, more than {IDEMPOTENCY_KEY_BYTES_MAX}", text.len()));
+        }
+    }
+    Ok(())
+}
+
 /// What is published, apart from where.
 #[derive(Clone, Debug)]
 struct Message {
@@ -63,21 +85,7 @@ struct Message {
 impl Message {
     fn take(request: &mut PublishRequest<'_>) -> Result<Self, ApiError> {
         let tags = std::mem::take(&mut request.tags);
-        if tags.len() > TAGS_MAX {
-            return Err(ApiError::bad_request(format_args!("{} tags, more than {TAGS_MAX}", tags.len())));
-        }
-        let bytes: usize = tags.iter().map(|(key, value)| key.len() + value.len()).sum();
-        if bytes > TAGS_BYTES_MAX {
-            return Err(ApiError::bad_request(format_args!("tags of {bytes} bytes, more than {TAGS_BYTES_MAX}")));
-        }
-        for (field, text) in [("idempotency_key", &request.idempotency_key), ("version_epoch", &request.version_epoch)]
-        {
-            // Both are kept per channel, so what the backplane allows for the one is enough for the other.
-            if text.len() > IDEMPOTENCY_KEY_BYTES_MAX {
-                let detail = format_args!("{field} has {} bytes, more than {IDEMPOTENCY_KEY_BYTES_MAX}", text.len());
-                return Err(ApiError::bad_request(detail));
-            }
-        }
+        check_labels(&tags, &request.idempotency_key, &request.version_epoch).map_err(ApiError::bad_request)?;
         let options = Publish {
             skip_history: request.skip_history,
             idempotency_key: request.idempotency_key.given(),

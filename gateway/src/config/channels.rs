@@ -8,6 +8,7 @@ use regex::Regex;
 use session::{ChannelOptions, ChannelSyntax, Channels, DataFormat, RecoveryMode};
 
 use super::problem::Problem;
+use super::proxy::{self, Proxies};
 use super::reader::Section;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -22,12 +23,12 @@ const META_TTL: Duration = Duration::from_secs(30 * DAY.as_secs());
 const HISTORY_SIZE_MAX: usize = 1_000_000;
 
 /// Reads the tables `channel`, `namespaces` and `channel_syntax`.
-pub(super) fn read(root: &mut Section<'_>, dev: bool) -> Channels {
+pub(super) fn read(root: &mut Section<'_>, dev: bool, proxies: &Proxies) -> Channels {
     let mut namespaces = Vec::new();
     let mut names = BTreeSet::new();
     for mut section in root.sections("namespaces") {
         let name = section.text("name", "");
-        let options = options(&mut section, &ChannelOptions::default());
+        let options = options(&mut section, &ChannelOptions::default(), proxies);
         if !is_namespace_name(&name) {
             section.problem("name", "must be two or more of the characters A-Z a-z 0-9 - _ .");
         } else if !names.insert(name.clone()) {
@@ -40,7 +41,7 @@ pub(super) fn read(root: &mut Section<'_>, dev: bool) -> Channels {
     let open = dev && namespaces.is_empty();
     let syntax = syntax(root, open);
     let defaults = if dev { playground() } else { ChannelOptions::default() };
-    let without_namespace = options(&mut root.section("channel"), &defaults);
+    let without_namespace = options(&mut root.section("channel"), &defaults, proxies);
     if root.context.problem_count() > 0 {
         return Channels::default();
     }
@@ -77,7 +78,7 @@ fn is_namespace_name(name: &str) -> bool {
     name.len() >= 2 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-fn options(section: &mut Section<'_>, defaults: &ChannelOptions) -> ChannelOptions {
+fn options(section: &mut Section<'_>, defaults: &ChannelOptions, proxies: &Proxies) -> ChannelOptions {
     let history = history(section, defaults.history);
     // Where history was switched off, the default of an option that needs it goes with it.
     let force_recovery = section.flag("force_recovery", defaults.force_recovery && history.is_some());
@@ -124,6 +125,9 @@ fn options(section: &mut Section<'_>, defaults: &ChannelOptions) -> ChannelOptio
                 ("binary", DataFormat::Binary),
             ],
         ),
+        subscribe_proxy: proxy::reference(section, "subscribe_", proxies),
+        publish_proxy: proxy::reference(section, "publish_", proxies),
+        sub_refresh_proxy: proxy::reference(section, "sub_refresh_", proxies),
     };
     check(section, &options);
     options

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use auth::{Expected, JwksOptions, KeyError, KeySet, PreviousSecret, Verifier, VerifierConfig};
 use session::Settings;
+use session::proxy::ProxySettings;
 
 use super::channels::regex;
 use super::origin::{OriginPattern, OriginRule};
@@ -32,7 +33,12 @@ pub struct Client {
 }
 
 /// Reads the table `client`. The second result is whether the HMAC secret was made up.
-pub(super) fn read(root: &mut Section<'_>, dev: bool, kept_secret: Option<&Secret>) -> (Client, bool) {
+pub(super) fn read(
+    root: &mut Section<'_>,
+    dev: bool,
+    kept_secret: Option<&Secret>,
+    proxy: ProxySettings,
+) -> (Client, bool) {
     let mut section = root.section("client");
     let insecure = section.flag("insecure", false);
     let allow_anonymous = section.flag("allow_anonymous", dev);
@@ -42,15 +48,15 @@ pub(super) fn read(root: &mut Section<'_>, dev: bool, kept_secret: Option<&Secre
     let keys_are_fine = section.context.problem_count() == problems;
     if insecure {
         section.context.warn("client.insecure is on: everybody may do everything, and connections do not expire");
-    } else if !allow_anonymous && keys_are_fine && !tokens.connection.has_keys() {
+    } else if !allow_anonymous && !proxy.connect && keys_are_fine && !tokens.connection.has_keys() {
         // Not a warning: a pod that lacks its secret should fail its rollout, not replace one that works.
         section.problem(
             "token",
             "has no key, so that no client could connect: set client.token.hmac_secret (EVENKEEL_TOKEN_HMAC_SECRET), \
-             another key or jwks_url there, or client.allow_anonymous = true",
+             another key or jwks_url there, or client.allow_anonymous = true, or proxy.connect.endpoint",
         );
     }
-    let (session, frames, queue_bytes) = limits(&mut section, insecure, allow_anonymous);
+    let (session, frames, queue_bytes) = limits(&mut section, insecure, allow_anonymous, proxy);
     (Client { tokens, origins, session, frames, queue_bytes }, generated)
 }
 
@@ -69,7 +75,12 @@ fn origins(section: &mut Section<'_>, dev: bool) -> OriginRule {
     OriginRule::Listed(patterns.collect())
 }
 
-fn limits(section: &mut Section<'_>, insecure: bool, allow_anonymous: bool) -> (Settings, protocol::Limits, usize) {
+fn limits(
+    section: &mut Section<'_>,
+    insecure: bool,
+    allow_anonymous: bool,
+    proxy: ProxySettings,
+) -> (Settings, protocol::Limits, usize) {
     let defaults = Settings::default();
     let frame_defaults = protocol::Limits::default();
     let some = Duration::from_millis(1)..=HOUR;
@@ -100,6 +111,7 @@ fn limits(section: &mut Section<'_>, insecure: bool, allow_anonymous: bool) -> (
         commands_queued: section.count("commands_queued", defaults.commands_queued, 1..=100_000),
         insecure,
         allow_anonymous,
+        proxy,
         server_version: defaults.server_version,
     };
     if session.ping_interval.subsec_nanos() != 0 {

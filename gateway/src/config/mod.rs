@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`Sources`] (what goes in), [`Config`] (what comes out), [`Problems`] (what else may), then the
 //! parts. Inside: `tree` (the raw form, every value with its place), `reader` (typed values out of it), `units` and
-//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `server` and `redis` (the
+//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `proxy`, `server` and `redis` (the
 //! keys, with defaults and checks).
 //!
 //! All mistakes are reported at once, before anything else happens. Every part of the program gets its own part of
@@ -13,6 +13,7 @@ mod client;
 mod environment;
 pub mod origin;
 mod problem;
+mod proxy;
 mod reader;
 mod redis;
 mod secret;
@@ -31,6 +32,7 @@ use session::Channels;
 
 pub use client::Client;
 pub use problem::{Problem, Problems};
+pub use proxy::{Endpoint, Proxies};
 pub use reader::Setting;
 pub use redis::{Backplane, BackplaneKind};
 pub use secret::Secret;
@@ -84,6 +86,8 @@ pub struct Config {
     pub client: Client,
     /// Channel namespaces and their options.
     pub channels: Channels,
+    /// What is asked of the application.
+    pub proxies: Proxies,
     /// Bounds of the process.
     pub limits: Limits,
     /// Bounds on handshakes.
@@ -132,7 +136,7 @@ impl Config {
     }
 
     /// Reads everything again and takes over what can change while the process runs: API keys, token keys and
-    /// rules, origins, and channels. The second result names the keys that changed but need a restart.
+    /// rules, origins, channels and proxies. The second result names the keys that changed but need a restart.
     ///
     /// # Errors
     /// Every mistake in the sources; the running configuration is then to be kept.
@@ -160,6 +164,8 @@ impl Config {
         config.client.tokens = new.client.tokens;
         config.client.origins = new.client.origins;
         config.channels = new.channels;
+        config.client.session.proxy = new.client.session.proxy;
+        config.proxies = new.proxies;
         config.generated = new.generated;
         config.warnings = new.warnings;
         config.settings = settings;
@@ -190,7 +196,7 @@ impl Config {
 }
 
 /// The keys that [`Config::reload`] takes over, by prefix.
-const RELOADABLE: [&str; 8] = [
+const RELOADABLE: [&str; 10] = [
     "api.keys",
     "client.token.",
     "client.subscription_token.",
@@ -199,6 +205,8 @@ const RELOADABLE: [&str; 8] = [
     "channel.",
     "channel_syntax.",
     "namespaces",
+    "proxy.",
+    "rpc.",
 ];
 
 fn changed_keys(old: &[Setting], new: &[Setting]) -> Vec<String> {
@@ -251,8 +259,9 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
     let internal = server::internal(&mut root, listen);
     let tls = server::tls(&mut root);
     let (api, api_key) = server::api(&mut root, dev, kept.api_key.as_ref());
-    let (client, hmac_secret) = client::read(&mut root, dev, kept.hmac_secret.as_ref());
-    let channels = channels::read(&mut root, dev);
+    let (proxies, asked) = proxy::read(&mut root);
+    let (client, hmac_secret) = client::read(&mut root, dev, kept.hmac_secret.as_ref(), asked);
+    let channels = channels::read(&mut root, dev, &proxies);
     let mut backplane_section = root.section("backplane");
     let memory = server::memory(&mut backplane_section);
     let backplane = redis::read(&mut root, &mut backplane_section);
@@ -265,6 +274,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         api,
         client,
         channels,
+        proxies,
         limits: server::limits(&mut root),
         handshake: server::handshake(&mut root),
         hub: server::hub(&mut root),

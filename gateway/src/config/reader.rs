@@ -243,7 +243,11 @@ impl<'c> Section<'c> {
     }
 
     pub(super) fn texts(&mut self, name: &str) -> Vec<String> {
-        self.value(name, Vec::new(), Kind::shown(&as_texts, &|texts: &Vec<String>| show_list(texts)))
+        self.texts_or(name, &[])
+    }
+
+    pub(super) fn texts_or(&mut self, name: &str, default: &[String]) -> Vec<String> {
+        self.value(name, default.to_vec(), Kind::shown(&as_texts, &|texts: &Vec<String>| show_list(texts)))
     }
 
     /// One of a few words.

@@ -16,6 +16,7 @@ use session::time::Tick;
 use super::Shard;
 use super::batch::BatchId;
 use crate::hub::{ConnKey, Outgoing};
+use crate::proxy::Forwarded;
 use crate::transport::socket::{Sent, Socket};
 use crate::transport::wire::{Event, Reader};
 
@@ -64,6 +65,8 @@ pub struct Connection {
     /// When a closing connection is dropped without the peer's consent.
     pub(super) drop_at: Cell<Tick>,
     waker: RefCell<Option<Waker>>,
+    /// Headers for the calls of proxies. `None` where nothing is to be passed on.
+    pub(super) forwarded: Cell<Option<Box<Forwarded>>>,
 }
 
 /// Deliveries that wait for the connect reply.
@@ -114,6 +117,7 @@ impl Connection {
             armed: Cell::new(u64::MAX),
             drop_at: Cell::new(Tick(u64::MAX)),
             waker: RefCell::new(None),
+            forwarded: Cell::new(None),
         }
     }
 

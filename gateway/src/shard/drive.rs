@@ -12,12 +12,14 @@ use futures_util::future::join_all;
 use protocol::Reply;
 use session::close::CloseCode;
 use session::io::{Input, Join, OperationError, Output};
+use session::proxy::PublishOptions;
 
 use super::connection::{Connection, Phase};
 use super::{CLOSE_TIMEOUT, Shard, Work};
 use crate::hub::registry::Interest;
 use crate::hub::shard_hub::Port;
 use crate::hub::{Check, ConnKey, Effect, Hub, Outgoing};
+use crate::node::Publish;
 use crate::transport::frame;
 use crate::transport::socket::Sent;
 
@@ -182,13 +184,16 @@ impl Shard {
                 let node = self.node.clone();
                 self.perform(async move { node.announce(&channel, event).await }, |_, _| {});
             }
-            Output::Publish { id, channel, data, info } => {
+            Output::Publish { id, channel, data, info, options } => {
                 let node = self.node.clone();
+                let PublishOptions { tags, skip_history, idempotency_key, version, version_epoch } =
+                    options.map(|options| *options).unwrap_or_default();
+                let options = Publish { skip_history, idempotency_key, version, version_epoch };
                 // A copy: the payload is a slice of the whole client frame, which history would keep alive.
                 let data = Bytes::copy_from_slice(&data);
-                let publication = NewPublication { data, info: Some(info), ..NewPublication::default() };
+                let publication = NewPublication { data, info: Some(info), tags };
                 self.perform(
-                    async move { node.publish(&channel, publication, Default::default()).await },
+                    async move { node.publish(&channel, publication, options).await },
                     move |shard, result| {
                         let result = result.map(|_| ()).map_err(unavailable);
                         shard.enqueue(Work::Input(conn, Input::Published { id, result }));
@@ -217,6 +222,8 @@ impl Shard {
                     shard.enqueue(Work::Input(conn, Input::History { id, query, result }));
                 });
             }
+            Output::Proxy(call) => self.ask_proxy(conn, *call),
+            Output::EmulatedHeaders(headers) => self.keep_emulated(connection, &headers),
             Output::Close(code) => self.start_close(connection, &code),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
 //! session, task), `drive` (carrying out what sessions and the hub ask for), `pass` (fan-out), [`batch`]
-//! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
+//! (what a pass gathers per connection), `proxies` (asking the application), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
 //! [`wheel`], `users`, `losses`.
 
 pub mod batch;
@@ -14,6 +14,7 @@ pub mod inbox;
 mod losses;
 mod pass;
 mod perform;
+mod proxies;
 mod users;
 pub mod wheel;
 
@@ -38,6 +39,7 @@ use crate::hub::shard_hub::HubCounters;
 use crate::hub::{ConnKey, Effect, Hub, HubSettings};
 use crate::metrics::{ShardGauges, ShardMeters};
 use crate::node::Node;
+use crate::proxy::Forwarded;
 use crate::transport::socket::{Socket, Stream};
 
 /// Bytes read from a socket in one go, shared by all connections of a shard.
@@ -159,7 +161,13 @@ impl Shard {
     }
 
     /// Takes over an upgraded stream: from here on it is a connection of this shard.
-    pub fn adopt(self: &Rc<Self>, stream: Stream, encoding: Encoding, first_bytes: &[u8]) {
+    pub fn adopt(
+        self: &Rc<Self>,
+        stream: Stream,
+        encoding: Encoding,
+        first_bytes: &[u8],
+        forwarded: Option<Box<Forwarded>>,
+    ) {
         let now = self.now();
         let runtime = self.node.runtime();
         let session = Session::new(&runtime.context(), now, backplane::ClientId::random());
@@ -171,7 +179,9 @@ impl Shard {
             let index = u32::try_from(entry.key()).expect("fewer than 2^32 connections fit in memory");
             let key = ConnKey { index, generation };
             let socket = Socket::new(stream);
-            let connection = Rc::new(Connection::new(key, encoding, session, socket, first_bytes));
+            let connection = Connection::new(key, encoding, session, socket, first_bytes);
+            connection.forwarded.set(forwarded);
+            let connection = Rc::new(connection);
             entry.insert(connection.clone());
             connection
         };

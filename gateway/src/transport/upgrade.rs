@@ -35,13 +35,14 @@ const JSON: &str = "centrifuge-json";
 pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> Response {
     match accept(&node, &mut request) {
         Ok((upgrade, encoding, response)) => {
+            let forwarded = node.runtime().proxies.forwarded(request.headers());
             let Some(shard) = Shard::current() else {
                 return Refusal::NoShard.into_response();
             };
             tokio::task::spawn_local(async move {
                 match tokio::time::timeout(HANDOVER_TIMEOUT, upgrade).await {
                     Ok(Ok(upgraded)) => match split(upgraded) {
-                        Some((stream, first_bytes)) => shard.adopt(stream, encoding, &first_bytes),
+                        Some((stream, first_bytes)) => shard.adopt(stream, encoding, &first_bytes, forwarded),
                         None => tracing::error!("an upgraded stream is neither TCP nor TLS"),
                     },
                     Ok(Err(error)) => tracing::debug!(%error, "the peer left during the handshake"),

@@ -231,7 +231,7 @@ impl Shard {
                 let event = if joined { PresenceEvent::Join(info) } else { PresenceEvent::Leave(info) };
                 self.perform(Call::Announce { channel, event }, Then::Nothing);
             }
-            Output::Publish { id, channel, data, info } => {
+            Output::Publish { id, channel, data, info, options: _ } => {
                 let history = self.desk.config.history(&channel);
                 let options = PublishOptions { history, ..PublishOptions::default() };
                 let publication = NewPublication { data, info: Some(info), ..NewPublication::default() };
@@ -242,7 +242,9 @@ impl Shard {
             | Output::VerifySubscription { .. }
             | Output::ReadPresence { .. }
             | Output::ReadPresenceStats { .. }
-            | Output::ReadHistory { .. } => panic!("no simulated client asks for this: {output:?}"),
+            | Output::ReadHistory { .. }
+            | Output::Proxy(_)
+            | Output::EmulatedHeaders(_) => panic!("no simulated client asks for this: {output:?}"),
         }
     }
 

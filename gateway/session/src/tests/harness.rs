@@ -17,6 +17,7 @@ use crate::io::{
     ConnectionGrant, Input, Joined, OperationError, Output, Overrides, RecoverMode, SubscriptionGrant,
     SubscriptionOptions, TokenError, TokenPurpose,
 };
+use crate::proxy::{ProxyCall, ProxyEvent};
 use crate::settings::{Context, Settings};
 use crate::time::{Now, Tick};
 
@@ -281,15 +282,34 @@ pub fn show(output: &Output) -> String {
             let event = if *joined { "join" } else { "leave" };
             format!("announce {event} {channel} {}({})", info.user, utf8(&info.chan_info))
         }
-        Output::Publish { id, channel, data, info } => {
+        Output::Publish { id, channel, data, info, options } => {
             let infos = (utf8(&info.conn_info), utf8(&info.chan_info));
-            format!("publish {id} {channel} {} by {}({},{})", utf8(data), info.user, infos.0, infos.1)
+            let options = options.as_ref().map(|options| format!(" {options:?}")).unwrap_or_default();
+            format!("publish {id} {channel} {} by {}({},{}){options}", utf8(data), info.user, infos.0, infos.1)
         }
         Output::ReadPresence { id, channel } => format!("presence {id} {channel}"),
         Output::ReadPresenceStats { id, channel } => format!("presence stats {id} {channel}"),
         Output::ReadHistory { id, channel, query } => format!("history {id} {channel} {}", show_query(query)),
+        Output::Proxy(call) => show_call(call),
+        Output::EmulatedHeaders(headers) => format!("headers {headers:?}"),
         Output::Close(code) => format!("close {} {}", code.code(), code.reason()),
     }
+}
+
+fn show_call(call: &ProxyCall) -> String {
+    let user = call.info.as_ref().map(|info| format!(" {}", info.user)).unwrap_or_default();
+    let meta = if call.meta.is_empty() { String::new() } else { format!(" meta {}", utf8(&call.meta)) };
+    let what = match &call.event {
+        ProxyEvent::Connect { data, name, version, channels } => {
+            format!("connect {} {name} {version} {channels:?}", utf8(data))
+        }
+        ProxyEvent::Refresh => "refresh".to_owned(),
+        ProxyEvent::Subscribe { id, channel, data } => format!("subscribe {id} {channel} {}", utf8(data)),
+        ProxyEvent::SubRefresh { channel } => format!("sub_refresh {channel}"),
+        ProxyEvent::Publish { id, channel, data } => format!("publish {id} {channel} {}", utf8(data)),
+        ProxyEvent::Rpc { id, method, data } => format!("rpc {id} {method} {}", utf8(data)),
+    };
+    format!("ask {}{user}{meta}: {what}", call.proxy)
 }
 
 fn show_query(query: &HistoryQuery) -> String {

@@ -15,10 +15,14 @@ use crate::channels::ChannelOptions;
 use crate::io::{
     ConnectionGrant, Input, Joined, Output, Overrides, ServerSubscribe, SubscriptionGrant, TokenError, TokenPurpose,
 };
+use crate::proxy::{
+    ConnectVerdict, ProxyAnswer, ProxyEvent, ProxyName, ProxyRefusal, ProxyResult, ProxySettings, PublishVerdict,
+    RefreshVerdict, RpcRoutes, SubRefreshVerdict, SubscribeVerdict,
+};
 use crate::session::Phase;
-use crate::{CloseCode, Settings};
+use crate::{ClientError, CloseCode, Settings};
 
-const CHANNELS: [&str; 7] = ["a", "b", "log:a", "room:a", "room:b", "$secret", "nosuch:a"];
+const CHANNELS: [&str; 8] = ["a", "b", "log:a", "room:a", "room:b", "$secret", "nosuch:a", "asked:a"];
 
 /// What happens next. Numbers choose among what is possible at that moment.
 #[derive(Clone, Debug)]
@@ -112,12 +116,22 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Self {
+    /// With `proxied`, the application is asked whatever it can be asked.
+    fn new(proxied: bool) -> Self {
+        let proxy = || ProxyName::from("p");
+        let asking = ProxySettings {
+            connect: true,
+            refresh: true,
+            rpc: RpcRoutes { without_namespace: Some(proxy()), ..RpcRoutes::default() },
+            keeps_meta: true,
+            emulates_headers: true,
+        };
         let settings = Settings {
             channels_per_connection: 4,
             commands_in_flight: 3,
             commands_queued: 5,
             allow_anonymous: true,
+            proxy: if proxied { asking } else { ProxySettings::default() },
             ..Settings::default()
         };
         let mut world = World::with(settings);
@@ -130,7 +144,13 @@ impl Model {
         };
         let log = ChannelOptions { history: history(), force_recovery: true, ..open.clone() };
         let room = ChannelOptions { presence: true, join_leave: true, force_push_join_leave: true, ..open.clone() };
-        world.channels = channels_of([("log", log), ("room", room)], Some(open));
+        let asked = ChannelOptions {
+            subscribe_proxy: proxied.then(proxy),
+            publish_proxy: proxied.then(proxy),
+            sub_refresh_proxy: proxied.then(proxy),
+            ..room.clone()
+        };
+        world.channels = channels_of([("log", log), ("room", room), ("asked", asked)], Some(open));
         Self {
             world,
             next_id: 0,
@@ -217,7 +237,8 @@ impl Model {
                 self.connect_id = id;
                 let token = if seed.is_multiple_of(4) { String::new() } else { token };
                 let subs = [("room:b".to_owned(), SubscribeRequest::default())].into();
-                Some(Request::Connect(ConnectRequest { token, subs, ..ConnectRequest::default() }))
+                let headers = [("X-A".to_owned(), "1".to_owned())].into();
+                Some(Request::Connect(ConnectRequest { token, subs, headers, ..ConnectRequest::default() }))
             }
             Kind::Subscribe => Some(Request::Subscribe(subscribe(String::new()))),
             Kind::SubscribeWithToken => Some(Request::Subscribe(subscribe(token))),
@@ -297,9 +318,51 @@ impl Model {
             Output::ReadHistory { id, query, .. } => {
                 Input::History { id, query, result: result(well).map(|()| page("e", 3, [3])) }
             }
+            Output::Proxy(call) => Input::Proxied(Box::new(self.judge(call.event, how))),
             other => panic!("not a request: {other:?}"),
         };
         self.give(input);
+    }
+
+    /// The application's answer: yes, for a time, no, nothing, or a failure.
+    fn judge(&self, event: ProxyEvent, how: u8) -> ProxyAnswer {
+        fn result<T>(how: u8, verdict: T) -> ProxyResult<T> {
+            match how % 16 {
+                0 => Err(ProxyRefusal::Unavailable("down".to_owned())),
+                2 => Err(ClientError::PermissionDenied.into()),
+                4 => Ok(None),
+                6 if how > 200 => Err(ProxyRefusal::Disconnect(CloseCode::ForceDisconnect)),
+                _ => Ok(Some(verdict)),
+            }
+        }
+        let expire_at = (how.is_multiple_of(3)).then_some(self.world.now.unix + 20);
+        let expired = how.is_multiple_of(11);
+        let info = (how.is_multiple_of(5)).then(|| Bytes::from_static(b"3"));
+        match event {
+            ProxyEvent::Connect { .. } => {
+                let subs = if how.is_multiple_of(2) { vec![] } else { vec!["log:a", "asked:a", "room:b"] };
+                let subs = subs.into_iter().map(|channel| (channel.to_owned(), Default::default())).collect();
+                let grant = ConnectionGrant { subs, expire_at, meta: Bytes::from_static(b"{}"), ..grant("u") };
+                ProxyAnswer::Connect(result(how, ConnectVerdict { grant, data: Bytes::new() }))
+            }
+            ProxyEvent::Refresh => {
+                let verdict = RefreshVerdict { expired, expire_at, info, meta: None };
+                ProxyAnswer::Refresh(result(how, verdict))
+            }
+            ProxyEvent::Subscribe { id, channel, .. } => {
+                let verdict = SubscribeVerdict { expire_at, ..SubscribeVerdict::default() };
+                ProxyAnswer::Subscribe { id, channel, result: result(how, verdict) }
+            }
+            ProxyEvent::SubRefresh { channel } => {
+                let verdict = SubRefreshVerdict { expired, expire_at, info };
+                ProxyAnswer::SubRefresh { channel, result: result(how, verdict) }
+            }
+            ProxyEvent::Publish { id, channel, data } => {
+                let verdict = PublishVerdict { data: info, ..PublishVerdict::default() };
+                ProxyAnswer::Publish { id, channel, data, result: result(how, verdict) }
+            }
+            ProxyEvent::Rpc { id, .. } => ProxyAnswer::Rpc { id, result: result(how, Bytes::new()) },
+        }
     }
 
     fn pass(&mut self, millis: u64) {
@@ -319,7 +382,7 @@ impl Model {
         }
         let session = &self.world.session;
         assert!(session.channel_count() <= self.world.settings.channels_per_connection || session.is_closed());
-        assert!(session.in_flight <= self.world.settings.commands_in_flight);
+        assert!(session.in_flight as usize <= self.world.settings.commands_in_flight);
         if let Some(pending) = &session.pending {
             assert!(pending.queue.len() <= self.world.settings.commands_queued);
             assert!(session.is_closed() || pending.queue.is_empty() == session.wants_commands());
@@ -355,6 +418,7 @@ impl Model {
             Output::Announce { channel, joined: false, .. } => {
                 assert!(self.announced.remove(channel.as_str()), "{channel} left without having joined");
             }
+            Output::EmulatedHeaders(_) => assert!(!self.ended && !self.established),
             Output::Close(_) => {
                 assert!(!self.ended, "closed twice, or after the socket was gone");
                 self.ended = true;
@@ -366,7 +430,8 @@ impl Model {
             | Output::Publish { .. }
             | Output::ReadPresence { .. }
             | Output::ReadPresenceStats { .. }
-            | Output::ReadHistory { .. }) => {
+            | Output::ReadHistory { .. }
+            | Output::Proxy(_)) => {
                 assert!(!self.ended, "work for a connection that is closed");
                 self.requests.push(request);
             }
@@ -444,8 +509,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_inputs_keeps_the_invariants(steps in steps()) {
-        let mut model = Model::new();
+    fn any_sequence_of_inputs_keeps_the_invariants(steps in steps(), proxied in any::<bool>()) {
+        let mut model = Model::new(proxied);
         for step in steps {
             model.step(step);
         }
