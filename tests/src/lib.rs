@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`gateway`] starts and stops a process, [`client`] is a WebSocket client that shows every message,
 //! [`frames`] and [`wire`] build what a well-behaved client never sends, [`http`] and [`api`] are the HTTP side,
-//! [`tokens`] signs JWTs, [`bystander`] is the connection that must notice nothing, [`script`] runs the SDK scenarios.
+//! [`tokens`] signs JWTs, [`backend`] is the application that event proxies ask, [`bystander`] is the connection that must notice nothing, [`script`] runs the SDK scenarios.
 //!
 //! For several nodes: [`redis`] starts and troubles real Redis servers, [`fleet`] is a few gateways on one of them,
 //! [`front`] a load balancer whose clients can be moved, [`agent`] a process with real SDK clients, [`load`] publishes
@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod api;
 pub mod audit;
+pub mod backend;
 pub mod bystander;
 pub mod client;
 pub mod fleet;

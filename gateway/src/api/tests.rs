@@ -23,6 +23,7 @@ use super::meters::Meters;
 use super::{Api, ApiLimits, BODY_TIMEOUT, build};
 use crate::config::origin::OriginRule;
 use crate::node::{Node, Runtime};
+use crate::proxy::Proxies;
 use crate::shard::IoLimits;
 use crate::shard::command::{Action, Applied, Command, Survey, Target};
 use crate::shard::inbox::{Inbox, InboxLimits, Item};
@@ -136,6 +137,7 @@ pub(crate) fn runtime(keys: &[&str]) -> Runtime {
         io: IoLimits { message_bytes: 65_536, queue_bytes: 1 << 20 },
         origins: OriginRule::default(),
         api: ApiKeys::new(keys, false),
+        proxies: Proxies::new(&Default::default(), None).unwrap(),
         backplane_required: false,
     }
 }

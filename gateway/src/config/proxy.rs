@@ -168,10 +168,8 @@ fn rpc(root: &mut Section<'_>, proxies: &Proxies) -> RpcRoutes {
         let proxy = reference(&mut own, "", proxies);
         if !is_name(&name) || (!boundary.is_empty() && name.contains(&boundary)) {
             own.problem("name", "must be one or more of the characters A-Z a-z 0-9 - _ ., without the boundary");
-        } else if namespaces.contains_key(&name) {
+        } else if namespaces.insert(name, proxy).is_some() {
             own.problem("name", "is the name of another namespace too");
-        } else {
-            namespaces.insert(name, proxy);
         }
     }
     RpcRoutes { without_namespace, namespaces, boundary }
@@ -207,15 +205,32 @@ fn keys(section: &mut Section<'_>, defaults: &Defaults) -> Defaults {
         binary_encoding: section.flag("binary_encoding", defaults.binary_encoding),
         ca_file: ca_file.or_else(|| defaults.ca_file.clone()),
     };
-    let emulated = header_names(section, "emulated_headers", &keys.emulated_headers);
-    header_names(section, "http_headers", &keys.http_headers);
-    for (name, _) in static_headers_of(section, &keys.static_headers) {
-        if emulated.contains(&name) {
-            let key = section.key("emulated_headers");
-            section.context.warn(format!("{key} lets clients replace the header {name} of static_headers"));
+    check_headers(section, &keys, has_own);
+    keys
+}
+
+/// Looks at what is written here; what is inherited was looked at where it is written.
+fn check_headers(section: &Section<'_>, keys: &Defaults, has_own_static: bool) {
+    for (key, texts) in [("http_headers", &keys.http_headers), ("emulated_headers", &keys.emulated_headers)] {
+        for text in texts.iter().filter(|_| section.is_set(key)) {
+            if let Err(reason) = header_name(text) {
+                section.problem(key, format!("{text:?} {reason}"));
+            }
         }
     }
-    keys
+    for header in &keys.static_headers {
+        match static_header(header) {
+            Ok((name, _)) => {
+                let here = has_own_static || section.is_set("emulated_headers");
+                if here && keys.emulated_headers.iter().any(|text| name == text.as_str()) {
+                    let key = section.key("emulated_headers");
+                    section.context.warn(format!("{key} lets clients replace the header {name} of static_headers"));
+                }
+            }
+            Err(reason) if has_own_static => section.problem("static_headers", reason),
+            Err(_) => {}
+        }
+    }
 }
 
 /// One endpoint; `None` when it has no address, or mistakes.
@@ -226,7 +241,9 @@ fn endpoint(section: &mut Section<'_>, common: &Defaults, needed: bool) -> Optio
     let url = match text.as_deref().map(parse_url) {
         Some(Ok(url)) => Some(url),
         Some(Err(reason)) => {
-            section.problem("endpoint", reason);
+            // Without the value, which may have a password in it.
+            let key = section.key("endpoint");
+            section.context.problem(Problem { place: None, key, value: None, reason });
             None
         }
         None if needed => {
@@ -273,22 +290,6 @@ fn parse_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-fn header_names(section: &Section<'_>, key: &str, texts: &[String]) -> Vec<HeaderName> {
-    let names = texts.iter().filter_map(|text| match header_name(text) {
-        Ok(name) => Some(name),
-        Err(reason) => {
-            section.context.problem(Problem {
-                place: None,
-                key: section.key(key),
-                value: Some(format!("{text:?}")),
-                reason,
-            });
-            None
-        }
-    });
-    names.collect()
-}
-
 fn header_name(text: &str) -> Result<HeaderName, String> {
     let name = HeaderName::try_from(text).map_err(|_| "is not the name of a header".to_owned())?;
     if is_of_the_request(&name) {
@@ -314,17 +315,6 @@ fn is_of_the_request(name: &HeaderName) -> bool {
     .contains(name)
         || name.as_str().starts_with("sec-websocket-")
         || matches!(name.as_str(), "keep-alive" | "proxy-connection")
-}
-
-fn static_headers_of(section: &Section<'_>, headers: &[Secret]) -> Vec<(HeaderName, HeaderValue)> {
-    let headers = headers.iter().filter_map(|header| match static_header(header) {
-        Ok(header) => Some(header),
-        Err(reason) => {
-            section.problem("static_headers", reason);
-            None
-        }
-    });
-    headers.collect()
 }
 
 /// `Name: value`. The reason never repeats the value.

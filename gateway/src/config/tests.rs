@@ -2,6 +2,7 @@
 
 mod checks;
 mod example;
+mod proxies;
 mod reload;
 mod sources;
 

@@ -32,12 +32,13 @@ export class Agent {
     }
   }
 
-  connect({ client: name, url, token }) {
+  connect({ client: name, url, token, options = {} }) {
     const client = new this.#Centrifuge(url, {
       minReconnectDelay: 20,
       maxReconnectDelay: 200,
       ...this.#options,
-      token,
+      ...(token ? { token } : {}),
+      ...options,
     });
     // Events of server-side subscriptions name their channel.
     for (const event of CLIENT_EVENTS) {
@@ -104,6 +105,7 @@ const OPERATIONS = {
   reconnect: (agent, { client }) => agent.client(client).connect(),
   subscribe: (agent, parameters) => agent.subscribe(parameters),
   unsubscribe: (agent, parameters) => agent.subscription(parameters).unsubscribe(),
+  rpc: (agent, { client, method, data }) => agent.client(client).rpc(method, data),
   publish: (agent, { data, ...parameters }) => agent.subscription(parameters).publish(data),
   history: (agent, { options, ...parameters }) => agent.subscription(parameters).history(options),
   presence: (agent, parameters) => agent.subscription(parameters).presence(),

@@ -52,7 +52,7 @@ class Agent:
     async def hello(self):
         return {}
 
-    async def connect(self, client, url, token):
+    async def connect(self, client, url, token="", options=None):
         self._clients[client] = Client(
             url,
             events=handlers(ClientEventHandler, _CLIENT_EVENTS, client, ""),
@@ -60,6 +60,7 @@ class Agent:
             min_reconnect_delay=0.02,
             max_reconnect_delay=0.2,
             proxy=None,
+            **(options or {}),
         )
         await self._clients[client].connect()
         return {}
@@ -74,6 +75,10 @@ class Agent:
         )
         await sub.subscribe()
         return {}
+
+    async def rpc(self, client, method, data):
+        result = await self._clients[client].rpc(method, data)
+        return {"data": result.data}
 
     async def publish(self, client, channel, data):
         await self._clients[client].get_subscription(channel).publish(data)

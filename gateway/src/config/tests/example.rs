@@ -5,6 +5,10 @@ use crate::config::reader::pattern;
 
 const EXAMPLE: &str = include_str!("../../../config.example.toml");
 
+/// Sections that have the keys of another one, of which the sample shows some, with values as an example.
+const IN_PART: [&str; 5] =
+    ["namespaces[].", "proxy.connect.", "proxy.refresh.", "proxy.endpoints[].", "rpc.namespaces[]."];
+
 /// The keys of the sample with the text behind them; a key without a default is commented out.
 fn shown() -> BTreeMap<String, String> {
     let mut section = String::new();
@@ -37,17 +41,21 @@ fn the_sample_is_accepted_and_changes_nothing() {
 
 #[test]
 fn the_sample_shows_every_key_and_no_other() {
-    // One namespace, for its keys.
-    let config = Bench::new().toml("namespaces = [{name = \"chat\"}]").config();
+    // One of each list, for its keys.
+    let toml = "namespaces = [{name = \"chat\"}]\n\
+                rpc.namespaces = [{name = \"shop\"}]\n\
+                proxy.endpoints = [{name = \"default\", endpoint = \"http://127.0.0.1/\"}]";
+    let config = Bench::new().toml(toml).config();
     let mut known: BTreeMap<String, Option<String>> =
         config.settings.iter().map(|setting| (pattern(&setting.key), setting.default.clone())).collect();
     let shown = shown();
-    // A namespace has the options of `channel`; the sample shows its name and two of them.
-    known.retain(|key, _| !key.starts_with("namespaces[].") || shown.contains_key(key));
-    assert!(shown.contains_key("namespaces[].name"));
+    // A namespace has the options of `channel`; the sample shows its name and two of them. So it is with proxies.
+    let is_in_part = |key: &str| IN_PART.iter().any(|section| key.starts_with(section));
+    known.retain(|key, _| !is_in_part(key) || shown.contains_key(key));
+    assert!(shown.contains_key("namespaces[].name") && shown.contains_key("proxy.endpoints[].endpoint"));
     let names = |keys: &mut dyn Iterator<Item = &String>| keys.cloned().collect::<Vec<_>>();
     assert_eq!(names(&mut shown.keys()), names(&mut known.keys()));
-    for (key, default) in known.iter().filter(|(key, _)| !key.starts_with("namespaces[].")) {
+    for (key, default) in known.iter().filter(|(key, _)| !is_in_part(key)) {
         if let Some(default) = default {
             assert_eq!(&shown[key], default, "{key}: the sample does not show the default");
         }
