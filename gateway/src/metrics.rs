@@ -302,12 +302,15 @@ impl ProxyMeters {
     pub(crate) fn new(proxy: &str) -> Self {
         let seconds = ProxyOutcome::ALL
             .map(|outcome| histogram!(PROXY_SECONDS, "proxy" => proxy.to_owned(), "outcome" => outcome.label()));
-        Self {
+        let meters = Self {
             seconds,
             in_flight: gauge!(PROXY_IN_FLIGHT, "proxy" => proxy.to_owned()),
             refused: counter!(PROXY_REFUSED, "proxy" => proxy.to_owned()),
             breaker_open: gauge!(PROXY_BREAKER_OPEN, "proxy" => proxy.to_owned()),
-        }
+        };
+        // One that a reload replaced may have left it open.
+        meters.breaker(false);
+        meters
     }
 
     pub(crate) fn began(&self) {

@@ -160,9 +160,7 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
     match answer {
         None => axum::Json(json!({ "result": {} })).into_response(),
         Some(Answer::Json(body)) => axum::Json(body).into_response(),
-        Some(Answer::Text(status, text)) => {
-            (StatusCode::from_u16(status).expect("a status"), text).into_response()
-        }
+        Some(Answer::Text(status, text)) => (StatusCode::from_u16(status).expect("a status"), text).into_response(),
         Some(Answer::Silence) => std::future::pending().await,
     }
 }

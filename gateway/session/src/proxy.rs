@@ -37,7 +37,7 @@ pub struct ProxySettings {
 }
 
 /// Which proxy answers which RPC method (protocol section 8.3).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RpcRoutes {
     /// Methods without a namespace; `None` when there are no such methods.
     pub without_namespace: Option<ProxyName>,
@@ -45,6 +45,13 @@ pub struct RpcRoutes {
     pub namespaces: BTreeMap<String, Option<ProxyName>>,
     /// Ends the namespace; empty when there are none.
     pub boundary: String,
+}
+
+impl Default for RpcRoutes {
+    /// No methods.
+    fn default() -> Self {
+        Self { without_namespace: None, namespaces: BTreeMap::new(), boundary: ":".to_owned() }
+    }
 }
 
 impl RpcRoutes {
@@ -276,7 +283,7 @@ mod tests {
     #[test]
     fn methods_are_routed_by_namespace() {
         let name = |name: &str| Some(ProxyName::from(name));
-        let off = RpcRoutes { boundary: ":".to_owned(), ..RpcRoutes::default() };
+        let off = RpcRoutes::default();
         let plain = RpcRoutes { without_namespace: name("main"), ..off.clone() };
         let namespaces = [("chat".to_owned(), name("chat")), ("old".to_owned(), None)].into();
         let both = RpcRoutes { namespaces, ..plain.clone() };

@@ -18,6 +18,13 @@ pub struct Forwarded {
     emulated: Vec<(HeaderName, HeaderValue)>,
 }
 
+impl Forwarded {
+    /// Every header, those of the request first: whoever compares two connections sees what proxies see.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.real.iter().chain(&self.emulated).map(|(name, value)| (name, value))
+    }
+}
+
 /// What is kept of the headers of a connection: the lists of all proxies together.
 pub(super) struct Kept {
     real: BTreeSet<String>,

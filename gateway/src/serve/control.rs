@@ -212,12 +212,12 @@ async fn join_fleet(node: &Arc<Node>, carrier: &Carrier) -> Arc<Roster> {
     roster
 }
 
-/// SIGHUP: keys, origins and namespaces. A configuration with mistakes changes nothing.
+/// SIGHUP: keys, origins, namespaces and proxies. A configuration with mistakes changes nothing.
 fn reload_now(node: &Node, reload: &Reload) {
     match reload(&node.runtime()) {
         Ok((runtime, needs_restart)) => {
             node.reload(runtime);
-            tracing::info!("configuration reloaded: keys, origins and namespaces");
+            tracing::info!("configuration reloaded: keys, origins, namespaces and proxies");
             if !needs_restart.is_empty() {
                 tracing::warn!(keys = %needs_restart.join(", "), "changed as well, but only a restart applies these");
             }

@@ -59,7 +59,7 @@ pub struct Connection {
     /// On the list of connections to flush at the end of the event.
     pub(super) touched: Cell<bool>,
     /// Deliveries held back until the connect reply. `None` nearly always.
-    pub(super) corked: RefCell<Option<Box<Corked>>>,
+    pub(super) corked: Cell<Option<Box<Corked>>>,
     /// The wheel slot that counts; `u64::MAX` when none is armed.
     pub(super) armed: Cell<u64>,
     /// When a closing connection is dropped without the peer's consent.
@@ -113,7 +113,7 @@ impl Connection {
             doomed: Cell::new(false),
             broken: Cell::new(false),
             touched: Cell::new(false),
-            corked: RefCell::new(None),
+            corked: Cell::new(None),
             armed: Cell::new(u64::MAX),
             drop_at: Cell::new(Tick(u64::MAX)),
             waker: RefCell::new(None),

@@ -486,7 +486,7 @@ impl Shard {
 
     /// Appends the deliveries that waited for the connect reply.
     fn uncork(self: &Rc<Self>, connection: &Rc<Connection>) {
-        let Some(corked) = connection.corked.borrow_mut().take() else { return };
+        let Some(corked) = connection.corked.take() else { return };
         for outgoing in &corked.held {
             self.append(connection, outgoing);
         }
@@ -518,14 +518,14 @@ impl Shard {
 
     /// Holds a delivery back until the connect reply is out, within the bound of the connection's queue.
     fn cork(&self, connection: &Rc<Connection>, outgoing: &Arc<Outgoing>) {
-        let mut corked = connection.corked.borrow_mut();
-        let corked = corked.get_or_insert_default();
+        let mut corked = connection.corked.take().unwrap_or_default();
         corked.bytes += outgoing.weight();
         if corked.bytes > self.io_limits().queue_bytes {
             self.doom(connection, CloseCode::Slow);
         } else {
             corked.held.push(outgoing.clone());
         }
+        connection.corked.set(Some(corked));
     }
 
     /// Begins the closing handshake: everything sent before is flushed, unless the peer does not read.

@@ -423,7 +423,7 @@ fn what_the_rpc_proxy_says_is_told() {
     let mut world = open(None);
     world.settings.proxy.rpc = RpcRoutes::default();
     assert_eq!(world.send(r#"{"id":2,"rpc":{"method":"m"}}"#), [error(2, 108)]);
-    world.settings.proxy.rpc = RpcRoutes { without_namespace: proxy(), boundary: ":".into(), ..RpcRoutes::default() };
+    world.settings.proxy.rpc = RpcRoutes { without_namespace: proxy(), ..RpcRoutes::default() };
     assert_eq!(
         world.send(r#"{"id":3,"rpc":{"method":"a:m"}}"#),
         [ClientError::MethodNotFound].map(|e| error(3, e.code()))
