@@ -92,6 +92,8 @@ pub struct Hub {
     pub hold_back_len: usize,
     /// Bytes held back per channel while it is repaired.
     pub hold_back_bytes: usize,
+    /// How long what one recovery has read answers those who come back after it.
+    pub recovery_share: Duration,
     /// Publications read per repair round.
     pub repair_limit: usize,
     /// Repair rounds before the position counts as lost.
@@ -242,6 +244,7 @@ pub(super) fn hub(root: &mut Section<'_>) -> Hub {
         linger: section.duration("linger", 5 * SECOND, Duration::ZERO..=HOUR),
         hold_back_len: section.count("hold_back_len", 1024, 1..=1_000_000),
         hold_back_bytes: section.size("hold_back_bytes", 1 << 20, 1024..=1 << 30),
+        recovery_share: section.duration("recovery_share", SECOND, Duration::ZERO..=MINUTE),
         repair_limit: section.count("repair_limit", 1_000, 1..=100_000),
         repair_rounds: u32::try_from(section.count("repair_rounds", 16, 1..=1_000)).unwrap_or(16),
         retry_delay: section.duration("retry_delay", SECOND, Duration::from_millis(10)..=MINUTE),

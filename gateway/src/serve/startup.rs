@@ -169,6 +169,7 @@ fn hub_settings(config: &Config) -> HubSettings {
         hold_back_len: config.hub.hold_back_len,
         hold_back_bytes: config.hub.hold_back_bytes,
         recovery_limit: config.client.session.recovery_limit,
+        recovery_share: config.hub.recovery_share,
         repair_limit: config.hub.repair_limit,
         repair_rounds: config.hub.repair_rounds,
         retry_delay: config.hub.retry_delay,
