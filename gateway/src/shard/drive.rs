@@ -15,7 +15,6 @@ use session::io::{Input, Join, OperationError, Output};
 
 use super::connection::{Connection, Phase};
 use super::{CLOSE_TIMEOUT, Shard, Work};
-use crate::hub::registry::Interest;
 use crate::hub::shard_hub::Port;
 use crate::hub::{Check, ConnKey, Effect, Hub, Outgoing};
 use crate::transport::frame;
@@ -65,6 +64,7 @@ impl Shard {
                 Some(Work::Input(connection, input)) => self.feed(&connection, input),
                 Some(Work::Output(connection, output)) => self.carry_out(&connection, output),
                 Some(Work::Effect(effect)) => self.effect(effect),
+                None if self.send_interest() => {}
                 None => return,
             }
         }
@@ -339,63 +339,6 @@ impl Shard {
                 shard.enqueue(Work::Effect(next));
             }
         });
-    }
-
-    fn declare_interest(self: &Rc<Self>, channel: ChannelName) {
-        match self.node.registry.interest(&channel, self.index) {
-            Interest::Active(known) => self.acknowledged(&channel, Ok(known)),
-            Interest::Subscribe => self.subscribe(channel),
-            Interest::Wait => {}
-        }
-    }
-
-    fn subscribe(self: &Rc<Self>, channel: ChannelName) {
-        let backplane = self.node.backplane.clone();
-        let channels = [channel];
-        self.perform(
-            async move {
-                let result = backplane.subscribe(&channels).await;
-                let [channel] = channels;
-                (channel, result)
-            },
-            |shard, (channel, result)| {
-                let result = result.map_err(|error| error.to_string());
-                if shard.node.registry.subscribed(&channel, &result, shard.index) {
-                    shard.acknowledged(&channel, result.map(|()| None));
-                }
-            },
-        );
-    }
-
-    pub(super) fn acknowledged(
-        self: &Rc<Self>,
-        channel: &str,
-        result: Result<Option<backplane::StreamPosition>, String>,
-    ) {
-        let now = self.now().tick;
-        self.with_hub(|hub, port| hub.acknowledged(channel, result, now, port));
-    }
-
-    fn release_interest(self: &Rc<Self>, channel: ChannelName) {
-        if !self.node.registry.release(&channel, self.index) {
-            return;
-        }
-        let backplane = self.node.backplane.clone();
-        let channels = [channel];
-        self.perform(
-            async move {
-                if let Err(error) = backplane.unsubscribe(&channels).await {
-                    tracing::debug!(%error, "unsubscribe failed; deliveries without subscribers are dropped here");
-                }
-                let [channel] = channels;
-                channel
-            },
-            |shard, channel| {
-                if shard.node.registry.unsubscribed(&channel) {
-                    shard.subscribe(channel);
-                }
-            },
-        );
     }
 
     // --- sending ---

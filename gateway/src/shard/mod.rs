@@ -1,7 +1,8 @@
 //! A shard: one core's listener, connections, sessions and channels, on one thread with its own runtime.
 //!
 //! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
-//! session, task), `drive` (carrying out what sessions and the hub ask for), `pass` (fan-out), [`batch`]
+//! session, task), `drive` (carrying out what sessions and the hub ask for), `interest` (subscribing channels at the
+//! backplane, many at a time), `pass` (fan-out), [`batch`]
 //! (what a pass gathers per connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
 //! [`wheel`], `users`, `losses`.
 
@@ -11,6 +12,7 @@ mod commands;
 pub mod connection;
 mod drive;
 pub mod inbox;
+mod interest;
 mod losses;
 mod pass;
 mod perform;
@@ -31,6 +33,7 @@ use slab::Slab;
 use self::batch::Batches;
 use self::connection::{Connection, ConnectionTask, Phase};
 use self::inbox::Inbox;
+use self::interest::Gathered;
 use self::losses::Losses;
 use self::users::Users;
 use self::wheel::Wheel;
@@ -45,6 +48,9 @@ const SCRATCH_BYTES: usize = 64 << 10;
 
 /// How long a closing connection may wait for the peer's close frame (protocol section 5.3).
 const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Entries for which a list that is used again keeps its memory.
+const SPARE_KEPT: usize = 1024;
 
 /// Sizes that the socket side of a connection needs on every event.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +82,7 @@ pub struct Shard {
     losses: RefCell<Losses>,
     reads_under_way: Cell<usize>,
     reads_waiting: RefCell<VecDeque<Effect>>,
+    interest: RefCell<Gathered>,
     wheel: RefCell<Wheel>,
     batches: RefCell<Batches>,
     /// Connections with a batch.
@@ -121,6 +128,7 @@ impl Shard {
             losses: RefCell::new(Losses::new(hub.losses_per_tick)),
             reads_under_way: Cell::new(0),
             reads_waiting: RefCell::default(),
+            interest: RefCell::default(),
             wheel: RefCell::new(Wheel::new(now)),
             batches: RefCell::default(),
             dirty: RefCell::default(),
@@ -305,6 +313,15 @@ impl Shard {
         self.work.borrow_mut().push_back(work);
     }
 
+    /// Gives back what a storm has left in the lists that are used again by every event.
+    fn shrink_spare(&self) {
+        self.outputs.borrow_mut().shrink_to(SPARE_KEPT);
+        self.touched.borrow_mut().shrink_to(SPARE_KEPT);
+        self.dirty.borrow_mut().shrink_to(SPARE_KEPT);
+        self.work.borrow_mut().shrink_to(SPARE_KEPT);
+        self.reads_waiting.borrow_mut().shrink_to(SPARE_KEPT);
+    }
+
     /// Hands on what was counted; the gauges, which look at every connection, once a second.
     fn report(&self) {
         let mut reported = self.reported.borrow_mut();
@@ -313,6 +330,7 @@ impl Shard {
         reported.hub = counters;
         reported.ticks += 1;
         if reported.ticks.is_multiple_of(10) {
+            self.shrink_spare();
             let hub = self.hub.borrow();
             let queue_bytes = self.connections.borrow().iter().map(|(_, connection)| connection.queued_bytes()).sum();
             let gauges =
