@@ -29,6 +29,7 @@ mod join;
 mod operations;
 pub mod permissions;
 mod plan;
+mod quota;
 mod refresh;
 mod server;
 mod session;

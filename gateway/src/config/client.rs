@@ -98,6 +98,10 @@ fn limits(section: &mut Section<'_>, insecure: bool, allow_anonymous: bool) -> (
         reply_bytes: section.size("reply_bytes", defaults.reply_bytes, 4096..=1 << 30),
         commands_in_flight: section.count("commands_in_flight", defaults.commands_in_flight, 1..=10_000),
         commands_queued: section.count("commands_queued", defaults.commands_queued, 1..=100_000),
+        commands_per_second: u32::try_from(section.count("commands_per_second", 0, 0..=1_000_000)).unwrap_or(0),
+        publish_bytes_per_second: section.size("publish_bytes_per_second", 0, 0..=1 << 40),
+        // Not longer: a drain gives the last connection 10 s, 5 of them to answer the close frame.
+        close_patience: section.duration("close_patience", defaults.close_patience, Duration::ZERO..=5 * SECOND),
         insecure,
         allow_anonymous,
         server_version: defaults.server_version,
@@ -112,6 +116,13 @@ fn limits(section: &mut Section<'_>, insecure: bool, allow_anonymous: bool) -> (
         depth: section.count("json_depth", frame_defaults.depth, 4..=1024),
         commands: section.count("commands_per_frame", frame_defaults.commands, 1..=65_536),
     };
+    let publish_rate = session.publish_bytes_per_second;
+    if publish_rate > 0 && publish_rate < frames.frame_bytes.div_ceil(2) {
+        section.problem(
+            "publish_bytes_per_second",
+            "must be at least half of message_bytes, or no message could be that long",
+        );
+    }
     let queue_bytes = section.size("queue_bytes", 1 << 20, 4096..=1 << 30);
     (session, frames, queue_bytes)
 }

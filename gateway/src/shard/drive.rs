@@ -9,7 +9,8 @@ use std::sync::Arc;
 use backplane::{ChannelName, HistoryQuery, NewPublication, PresenceEvent};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use protocol::Reply;
+use protocol::{Reply, ReplyBody};
+use session::ClientError;
 use session::close::CloseCode;
 use session::io::{Input, Join, OperationError, Output};
 
@@ -119,6 +120,9 @@ impl Shard {
         for output in outputs.drain(..) {
             match output {
                 Output::Send(reply) => {
+                    if is_refusal(&reply) {
+                        self.meters.refused();
+                    }
                     self.reply(connection, &reply);
                     // The first reply of an established session is that to its connect: what waited for it follows.
                     if established && !connection.established.replace(true) {
@@ -503,6 +507,11 @@ impl Shard {
         connection.wake();
         self.with_hub(|hub, port| hub.detach(connection.key, now, port));
     }
+}
+
+/// A command that was not carried out because its connection sends too much.
+fn is_refusal(reply: &Reply) -> bool {
+    matches!(&reply.body, Some(ReplyBody::Error(error)) if error.code == ClientError::TooManyRequests.code())
 }
 
 fn unavailable(error: backplane::BackplaneError) -> OperationError {

@@ -1,11 +1,13 @@
 //! The session as a table of inputs and a table of outputs, in wire JSON where there is a wire form.
 
+mod closing;
 mod connect;
 mod expiry;
 mod harness;
 mod lifecycle;
 mod operations;
 mod property;
+mod quota;
 mod server;
 mod size;
 mod subscribe;

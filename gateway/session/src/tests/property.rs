@@ -36,6 +36,7 @@ enum Step {
     ServerRefresh(u8),
     Pass(u8),
     Close,
+    CloseWhenAnswered,
     Gone,
 }
 
@@ -83,6 +84,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => violation.prop_map(|kind| Step::Command(kind, 0)),
         2 => Just(Step::Undecodable),
         2 => Just(Step::Close),
+        4 => Just(Step::CloseWhenAnswered),
         2 => Just(Step::Gone),
     ];
     // Most runs connect at once, for otherwise there is little to see.
@@ -109,6 +111,8 @@ struct Model {
     connect_id: u32,
     established: bool,
     ended: bool,
+    /// Until when a close waits for the answers to the commands before it.
+    answering_until: Option<crate::Tick>,
 }
 
 impl Model {
@@ -143,6 +147,7 @@ impl Model {
             connect_id: 0,
             established: false,
             ended: false,
+            answering_until: None,
         }
     }
 
@@ -190,6 +195,14 @@ impl Model {
             }
             Step::Pass(time) => self.pass(u64::from(time) * 100),
             Step::Close => self.give(Input::Close(CloseCode::ForceReconnect)),
+            Step::CloseWhenAnswered => {
+                let was_answering = self.world.session.is_answering();
+                self.give(Input::CloseWhenAnswered(CloseCode::GoingAway));
+                if self.world.session.is_answering() && !was_answering {
+                    let patience = self.world.settings.close_patience;
+                    self.answering_until = Some(self.world.now.tick.after(patience));
+                }
+            }
             Step::Gone => {
                 self.give(Input::Gone);
                 self.ended = true;
@@ -239,7 +252,8 @@ impl Model {
             }
             Kind::Unknown => None,
         };
-        if !self.ended {
+        // A session that is about to close discards what comes now.
+        if !self.ended && !self.world.session.is_answering() {
             self.unanswered.insert(id, is_unsubscribe.then_some(channel));
         }
         self.give(Input::Command(Command { id, request }));
@@ -319,7 +333,7 @@ impl Model {
         }
         let session = &self.world.session;
         assert!(session.channel_count() <= self.world.settings.channels_per_connection || session.is_closed());
-        assert!(session.in_flight <= self.world.settings.commands_in_flight);
+        assert!(session.in_flight as usize <= self.world.settings.commands_in_flight);
         if let Some(pending) = &session.pending {
             assert!(pending.queue.len() <= self.world.settings.commands_queued);
             assert!(session.is_closed() || pending.queue.is_empty() == session.wants_commands());
@@ -355,8 +369,13 @@ impl Model {
             Output::Announce { channel, joined: false, .. } => {
                 assert!(self.announced.remove(channel.as_str()), "{channel} left without having joined");
             }
-            Output::Close(_) => {
+            Output::Close(code) => {
                 assert!(!self.ended, "closed twice, or after the socket was gone");
+                if let Some(until) = self.answering_until.filter(|_| code == CloseCode::GoingAway) {
+                    let in_time = self.world.now.tick < until;
+                    assert!(!in_time || self.unanswered.is_empty(), "closed without answering {:?}", self.unanswered);
+                    assert!(self.world.now.tick <= until, "the close came late");
+                }
                 self.ended = true;
                 self.unanswered.clear();
             }
@@ -424,6 +443,7 @@ impl Model {
                 self.world.session.subscriptions().map(|entry| entry.channel().to_string()).collect();
             assert_eq!((&active, &active), (&self.hub, &self.subscribed));
         }
+        assert!(!self.world.session.is_answering(), "everything is answered: nothing is left to wait for");
         self.give(Input::Gone);
         assert!(self.world.session.is_finished());
         assert_eq!(self.world.session.next_deadline(), None);
