@@ -59,6 +59,10 @@ pub const CLOSES_UNANSWERED: &str = "gateway_closes_unanswered_total";
 pub const DRAINING: &str = "gateway_draining";
 /// Connections that a drain has still to close.
 pub const DRAIN_REMAINING: &str = "gateway_drain_remaining";
+/// Seconds until a drain is over at the latest.
+pub const DRAIN_DEADLINE_SECONDS: &str = "gateway_drain_deadline_seconds";
+/// Connections that had not ended at the deadline of a drain.
+pub const DRAIN_ABANDONED: &str = "gateway_drain_abandoned_total";
 /// What the embedded backplane holds, by `what`: `channels`, `streams`, `publications`, `presence`, `idempotency_keys`
 /// or `sessions`.
 pub const MEMORY_ENTRIES: &str = "gateway_memory_entries";
@@ -140,6 +144,8 @@ fn describe() {
     describe_counter!(CLOSES_UNANSWERED, "Closes that waited in vain for answers to commands accepted before.");
     describe_gauge!(DRAINING, "1 from the beginning of a drain on.");
     describe_gauge!(DRAIN_REMAINING, "Connections that a drain has still to close.");
+    describe_gauge!(DRAIN_DEADLINE_SECONDS, Unit::Seconds, "Time until a drain is over at the latest.");
+    describe_counter!(DRAIN_ABANDONED, "Connections that had not ended at the deadline of a drain.");
     describe_gauge!(MEMORY_ENTRIES, "What the embedded backplane holds.");
     describe_gauge!(MEMORY_HISTORY_BYTES, Unit::Bytes, "Stored publications of the embedded backplane.");
     describe_gauge!(MEMORY_SESSION_BYTES, Unit::Bytes, "Session records of the embedded backplane.");

@@ -29,6 +29,8 @@ pub struct Client {
     pub frames: protocol::Limits,
     /// Bytes that may wait for a client; above it the connection is closed with 3008.
     pub queue_bytes: usize,
+    /// Connections of one user on this node; 0 is no bound. Above it new ones are closed with 3504.
+    pub connections_per_user: usize,
 }
 
 /// Reads the table `client`. The second result is whether the HMAC secret was made up.
@@ -51,7 +53,8 @@ pub(super) fn read(root: &mut Section<'_>, dev: bool, kept_secret: Option<&Secre
         );
     }
     let (session, frames, queue_bytes) = limits(&mut section, insecure, allow_anonymous);
-    (Client { tokens, origins, session, frames, queue_bytes }, generated)
+    let connections_per_user = section.count("connections_per_user", 0, 0..=1_000_000);
+    (Client { tokens, origins, session, frames, queue_bytes, connections_per_user }, generated)
 }
 
 fn origins(section: &mut Section<'_>, dev: bool) -> OriginRule {

@@ -15,6 +15,7 @@ use session::time::Tick;
 
 use super::Shard;
 use super::batch::BatchId;
+use crate::admission::AddressSlot;
 use crate::hub::{ConnKey, Outgoing};
 use crate::transport::socket::{Sent, Socket};
 use crate::transport::wire::{Event, Reader};
@@ -58,11 +59,13 @@ pub struct Connection {
     /// On the list of connections to flush at the end of the event.
     pub(super) touched: Cell<bool>,
     /// Deliveries held back until the connect reply. `None` nearly always.
-    pub(super) corked: RefCell<Option<Box<Corked>>>,
+    pub(super) corked: Cell<Option<Box<Corked>>>,
     /// The wheel slot that counts; `u64::MAX` when none is armed.
     pub(super) armed: Cell<u64>,
     /// When a closing connection is dropped without the peer's consent.
     pub(super) drop_at: Cell<Tick>,
+    /// Its place in the count of its address. `None` unless addresses are counted.
+    pub(super) slot: Cell<Option<Box<AddressSlot>>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -110,9 +113,10 @@ impl Connection {
             doomed: Cell::new(false),
             broken: Cell::new(false),
             touched: Cell::new(false),
-            corked: RefCell::new(None),
+            corked: Cell::new(None),
             armed: Cell::new(u64::MAX),
             drop_at: Cell::new(Tick(u64::MAX)),
+            slot: Cell::new(None),
             waker: RefCell::new(None),
         }
     }

@@ -114,7 +114,11 @@ impl Shard {
         let established = {
             let runtime = self.node.runtime();
             let mut session = connection.session.borrow_mut();
+            let was_answering = session.is_answering() && matches!(input, Input::Deadline);
             session.handle(&runtime.context(), now, input, &mut outputs);
+            if was_answering && session.is_closed() {
+                self.meters.unanswered();
+            }
             session.is_established()
         };
         for output in outputs.drain(..) {
@@ -165,10 +169,16 @@ impl Shard {
                 });
             }
             Output::Established { info } => {
-                if connection.phase.get() == Phase::Open && !connection.indexed.replace(true) {
-                    self.users.borrow_mut().insert(&info.user, connection.key.index);
-                    self.meters.established();
+                if connection.phase.get() != Phase::Open || connection.indexed.get() {
+                    return;
                 }
+                if !self.node.user_limits.enter(&info.user) {
+                    self.meters.user_refused();
+                    return self.feed(connection, Input::Close(CloseCode::ConnectionLimit));
+                }
+                connection.indexed.set(true);
+                self.users.borrow_mut().insert(&info.user, connection.key.index);
+                self.meters.established();
             }
             Output::Join(join) => self.join(conn, join),
             Output::Leave { channel, hub, presence } => {
@@ -245,6 +255,12 @@ impl Shard {
     /// Presence first, then the hub; the session hears `Joined` exactly once, and after an error nothing is left.
     fn join(self: &Rc<Self>, connection: Rc<Connection>, join: Join) {
         connection.joins_in_flight.set(connection.joins_in_flight.get() + 1);
+        if connection.session.borrow().is_closed() {
+            // It closed in the same breath: nothing has to be made only to be undone.
+            let result = Err(OperationError::Unavailable("the connection is gone".to_owned()));
+            self.enqueue(Work::Input(connection, Input::Joined { channel: join.channel, result }));
+            return;
+        }
         let Some(info) = join.presence.clone() else {
             self.join_hub(&connection, &join);
             return;
@@ -426,7 +442,7 @@ impl Shard {
 
     /// Appends the deliveries that waited for the connect reply.
     fn uncork(self: &Rc<Self>, connection: &Rc<Connection>) {
-        let Some(corked) = connection.corked.borrow_mut().take() else { return };
+        let Some(corked) = connection.corked.take() else { return };
         for outgoing in &corked.held {
             self.append(connection, outgoing);
         }
@@ -458,14 +474,14 @@ impl Shard {
 
     /// Holds a delivery back until the connect reply is out, within the bound of the connection's queue.
     fn cork(&self, connection: &Rc<Connection>, outgoing: &Arc<Outgoing>) {
-        let mut corked = connection.corked.borrow_mut();
-        let corked = corked.get_or_insert_default();
+        let mut corked = connection.corked.take().unwrap_or_default();
         corked.bytes += outgoing.weight();
         if corked.bytes > self.io_limits().queue_bytes {
             self.doom(connection, CloseCode::Slow);
         } else {
             corked.held.push(outgoing.clone());
         }
+        connection.corked.set(Some(corked));
     }
 
     /// Begins the closing handshake: everything sent before is flushed, unless the peer does not read.

@@ -37,6 +37,7 @@ use self::interest::Gathered;
 use self::losses::Losses;
 use self::users::Users;
 use self::wheel::Wheel;
+use crate::admission::AddressSlot;
 use crate::hub::shard_hub::HubCounters;
 use crate::hub::{ConnKey, Effect, Hub, HubSettings};
 use crate::metrics::{ShardGauges, ShardMeters};
@@ -167,7 +168,7 @@ impl Shard {
     }
 
     /// Takes over an upgraded stream: from here on it is a connection of this shard.
-    pub fn adopt(self: &Rc<Self>, stream: Stream, encoding: Encoding, first_bytes: &[u8]) {
+    pub fn adopt(self: &Rc<Self>, stream: Stream, encoding: Encoding, first_bytes: &[u8], slot: Option<AddressSlot>) {
         let now = self.now();
         let runtime = self.node.runtime();
         let session = Session::new(&runtime.context(), now, backplane::ClientId::random());
@@ -180,6 +181,7 @@ impl Shard {
             let key = ConnKey { index, generation };
             let socket = Socket::new(stream);
             let connection = Rc::new(Connection::new(key, encoding, session, socket, first_bytes));
+            connection.slot.set(slot.map(Box::new));
             entry.insert(connection.clone());
             connection
         };
@@ -188,7 +190,7 @@ impl Shard {
         self.arm(&connection, now.tick);
         tokio::task::spawn_local(ConnectionTask { shard: self.clone(), connection: connection.clone() });
         if self.draining.get() {
-            self.input(&connection, Input::Close(session::close::CloseCode::GoingAway));
+            self.input(&connection, Input::CloseWhenAnswered(session::close::CloseCode::GoingAway));
         }
     }
 
@@ -204,6 +206,7 @@ impl Shard {
             io.leftover = None;
         }
         connection.corked.take();
+        connection.slot.take();
         self.unindex(connection);
         self.input(connection, Input::Gone);
         self.detach_from_hub(connection);
@@ -233,6 +236,7 @@ impl Shard {
         if connection.indexed.replace(false) {
             let session = connection.session.borrow();
             if let Some(info) = session.info() {
+                self.node.user_limits.leave(&info.user);
                 self.users.borrow_mut().remove(&info.user, connection.key.index);
             }
         }
