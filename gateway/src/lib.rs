@@ -1,15 +1,19 @@
 //! Evenkeel: a WebSocket gateway that speaks the Centrifuge client protocol.
 //!
 //! Reading order: [`config`] and [`cli`] (what an operator sets), [`node`] (what everything shares), [`hub`]
-//! (channels, positions, repair), [`shard`] (one core: connections, sessions, fan-out), [`transport`] (sockets),
-//! [`cluster`] (the other nodes), [`proxy`] (asking the application), [`api`] (the server API), [`ops`] (health and metrics), [`serve`] (putting it together).
+//! (channels, positions, repair), [`shard`] (one core: connections, sessions, fan-out), [`admission`] (who is let in),
+//! [`transport`] (sockets), [`cluster`] (the other nodes), [`drain`] (emptying a node), [`proxy`] (asking the application),
+//! [`api`] (the server API), [`ops`] and [`admin`] (health, metrics and what operators ask), [`serve`] (putting it together).
 //! The session itself is the crate `session`, the wire format the crate `protocol`, tokens the crate `auth`.
 
+pub mod admin;
+pub mod admission;
 pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod demo;
+pub mod drain;
 pub mod hub;
 pub mod metrics;
 pub mod node;

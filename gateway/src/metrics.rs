@@ -51,8 +51,18 @@ pub const CHANNELS: &str = "gateway_channels";
 pub const SUBSCRIPTIONS: &str = "gateway_subscriptions";
 /// Requests of the server API, by `method` and `result`.
 pub const API_REQUESTS: &str = "gateway_api_requests_total";
+/// Commands refused with error 111 because their connection sends too much.
+pub const COMMANDS_REFUSED: &str = "gateway_commands_refused_total";
+/// Closes that did not wait any longer for the answers to commands accepted before.
+pub const CLOSES_UNANSWERED: &str = "gateway_closes_unanswered_total";
+/// 1 from the beginning of a drain on.
+pub const DRAINING: &str = "gateway_draining";
 /// Connections that a drain has still to close.
 pub const DRAIN_REMAINING: &str = "gateway_drain_remaining";
+/// Seconds until a drain is over at the latest.
+pub const DRAIN_DEADLINE_SECONDS: &str = "gateway_drain_deadline_seconds";
+/// Connections that had not ended at the deadline of a drain.
+pub const DRAIN_ABANDONED: &str = "gateway_drain_abandoned_total";
 /// What the embedded backplane holds, by `what`: `channels`, `streams`, `publications`, `presence`, `idempotency_keys`
 /// or `sessions`.
 pub const MEMORY_ENTRIES: &str = "gateway_memory_entries";
@@ -138,7 +148,12 @@ fn describe() {
     describe_gauge!(CHANNELS, "Channels with local interest.");
     describe_gauge!(SUBSCRIPTIONS, "Subscriptions of local connections.");
     describe_counter!(API_REQUESTS, "Requests of the server API, by method and result.");
+    describe_counter!(COMMANDS_REFUSED, "Commands refused because their connection sends too much.");
+    describe_counter!(CLOSES_UNANSWERED, "Closes that waited in vain for answers to commands accepted before.");
+    describe_gauge!(DRAINING, "1 from the beginning of a drain on.");
     describe_gauge!(DRAIN_REMAINING, "Connections that a drain has still to close.");
+    describe_gauge!(DRAIN_DEADLINE_SECONDS, Unit::Seconds, "Time until a drain is over at the latest.");
+    describe_counter!(DRAIN_ABANDONED, "Connections that had not ended at the deadline of a drain.");
     describe_gauge!(MEMORY_ENTRIES, "What the embedded backplane holds.");
     describe_gauge!(MEMORY_HISTORY_BYTES, Unit::Bytes, "Stored publications of the embedded backplane.");
     describe_gauge!(MEMORY_SESSION_BYTES, Unit::Bytes, "Session records of the embedded backplane.");
@@ -341,6 +356,9 @@ pub struct ShardMeters {
     queued_total: Counter,
     established_total: Counter,
     lagged_total: Counter,
+    unanswered_total: Counter,
+    refused_total: Counter,
+    user_refused_total: Counter,
     fanout_seconds: Histogram,
     repaired_total: Counter,
     lost_total: Counter,
@@ -375,6 +393,9 @@ impl ShardMeters {
             queued_total: counter!(WRITES_QUEUED),
             established_total: counter!(CONNECTS, "result" => "established"),
             lagged_total: counter!(INBOX_DROPPED),
+            unanswered_total: counter!(CLOSES_UNANSWERED),
+            refused_total: counter!(COMMANDS_REFUSED),
+            user_refused_total: counter!(CONNECTS, "result" => "user_connections"),
             fanout_seconds: histogram!(FANOUT_SECONDS),
             repaired_total: counter!(GAPS, "outcome" => "repaired"),
             lost_total: counter!(GAPS, "outcome" => "lost"),
@@ -402,6 +423,18 @@ impl ShardMeters {
 
     pub(crate) fn established(&self) {
         self.established_total.increment(1);
+    }
+
+    pub(crate) fn user_refused(&self) {
+        self.user_refused_total.increment(1);
+    }
+
+    pub(crate) fn refused(&self) {
+        self.refused_total.increment(1);
+    }
+
+    pub(crate) fn unanswered(&self) {
+        self.unanswered_total.increment(1);
     }
 
     pub(crate) fn lagged(&self, dropped: u64) {

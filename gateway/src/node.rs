@@ -17,6 +17,7 @@ use session::{Context, Settings};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::admission::{AddressLimits, AdmissionSettings, UserLimits};
 use crate::api::auth::ApiKeys;
 use crate::api::glob::Glob;
 use crate::api::info::{self, NodeInfo};
@@ -25,6 +26,7 @@ use crate::cluster::inbox::{ClusterInbox, Switchboard};
 use crate::cluster::roster::{Digest, Roster};
 use crate::config::Config;
 use crate::config::origin::OriginRule;
+use crate::drain::{Drain, DrainTimes};
 use crate::hub::Registry;
 use crate::metrics::NodeMeters;
 use crate::proxy::Proxies;
@@ -107,6 +109,28 @@ pub enum FleetError {
     Elsewhere(#[from] AskError),
 }
 
+/// What does not change while the node runs.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Client connections at most.
+    pub connections_max: usize,
+    /// Connections of one user at most; 0 is no bound.
+    pub connections_per_user: usize,
+    /// Who is let in.
+    pub admission: AdmissionSettings,
+    /// Times of a drain.
+    pub drain: DrainTimes,
+}
+
+impl Default for NodeOptions {
+    /// The defaults of the configuration.
+    fn default() -> Self {
+        let (grace_accept, window) = (Duration::from_secs(5), Duration::from_secs(30));
+        let drain = DrainTimes { grace_accept, window, deadline: DrainTimes::deadline_of(grace_accept, window) };
+        Self { connections_max: 100_000, connections_per_user: 0, admission: AdmissionSettings::default(), drain }
+    }
+}
+
 /// One gateway process.
 pub struct Node {
     /// Random, new at every start.
@@ -128,6 +152,13 @@ pub struct Node {
     started: Instant,
     connections: AtomicUsize,
     connections_max: usize,
+    admission: AdmissionSettings,
+    /// Connections and upgrade requests of each address.
+    pub address_limits: Arc<AddressLimits>,
+    /// Connections of each user.
+    pub user_limits: UserLimits,
+    /// Emptying this node.
+    pub drain: Drain,
     ready: AtomicBool,
     backplane_up: AtomicBool,
     leaving: AtomicBool,
@@ -142,7 +173,7 @@ impl Node {
         backplane: Arc<dyn Backplane>,
         inboxes: Vec<Arc<Inbox>>,
         runtime: Runtime,
-        connections_max: usize,
+        options: NodeOptions,
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new(inboxes.clone()));
         let cluster_inbox = Arc::new(ClusterInbox::default());
@@ -159,7 +190,11 @@ impl Node {
             runtime: ArcSwap::from_pointee(runtime),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
-            connections_max,
+            connections_max: options.connections_max,
+            admission: options.admission,
+            address_limits: AddressLimits::new(&options.admission),
+            user_limits: UserLimits::new(options.connections_per_user),
+            drain: Drain::new(options.drain),
             ready: AtomicBool::new(false),
             backplane_up: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
@@ -247,6 +282,11 @@ impl Node {
     /// Live connections of this node.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Who is let in.
+    pub fn admission(&self) -> &AdmissionSettings {
+        &self.admission
     }
 
     /// Whether one more connection may be accepted.

@@ -90,6 +90,7 @@ async fn facts(State(ops): State<Ops>) -> Response {
         "connections": node.connections(),
         "ready": node.is_ready(),
         "draining": node.is_leaving(),
+        "drain": node.drain.progress(node.connections()),
     });
     json(StatusCode::OK, facts.to_string())
 }

@@ -264,6 +264,11 @@ impl Session {
     pub(crate) fn defer(&mut self, input: Input, out: &mut Vec<Output>) -> Option<Input> {
         match self.phase {
             Phase::Open => return Some(input),
+            // A subscription or a new lifetime would be of no use; the end of either still counts.
+            Phase::Answering => {
+                let ends = matches!(input, Input::ServerUnsubscribe { .. } | Input::ServerRefresh { .. });
+                return ends.then_some(input);
+            }
             Phase::Joining => {
                 if let Some(connecting) = &mut self.pending_mut().connect {
                     if connecting.deferred.len() < DEFERRED_MAX {

@@ -19,7 +19,8 @@ const TTL_MAX_SECONDS: i64 = 365 * 24 * 60 * 60;
 /// Every pending deadline; [`Tick::NEVER`] for those that are not set.
 #[derive(Debug)]
 pub(crate) struct Deadlines {
-    /// Before the connect reply: when the connection is stale. Afterwards: when the next ping is due.
+    /// Before the connect reply: when the connection is stale. Afterwards: when the next ping is due, or, of a session
+    /// that is about to close, when it no longer waits for answers.
     pub schedule: Tick,
     /// When the answer to a ping is overdue.
     pub pong: Tick,
@@ -87,10 +88,20 @@ pub(crate) fn is_past(now: Now, expire_at: Option<i64>) -> bool {
 impl Session {
     /// When [`crate::Input::Deadline`] is due; `None` never. May be earlier than needed, never later.
     pub fn next_deadline(&self) -> Option<Tick> {
+        if self.phase == Phase::Answering {
+            // Nothing else matters any more, not even what the last answers have set.
+            return Some(self.deadlines.schedule);
+        }
         self.deadlines.next()
     }
 
     pub(crate) fn deadline(&mut self, ctx: &Context<'_>, now: Now, out: &mut Vec<Output>) {
+        if self.phase == Phase::Answering {
+            if now.tick >= self.deadlines.schedule {
+                self.end_answering(out);
+            }
+            return;
+        }
         if now.tick >= self.deadlines.connection && !self.ask_refresh(ctx, now, out) {
             return self.close(CloseCode::ConnectionExpired, out);
         }
@@ -111,7 +122,7 @@ impl Session {
                 self.expire_subscriptions(ctx, now, out);
                 self.ping(ctx, now, out);
             }
-            Phase::Closed => {}
+            Phase::Answering | Phase::Closed => {}
         }
     }
 

@@ -105,8 +105,12 @@ pub enum Input {
         /// New connection info.
         info: Option<Bytes>,
     },
-    /// Close this connection with a code: API disconnect, drain, slow consumer, undeliverable payload, shutdown.
+    /// Close this connection with a code at once: slow consumer, undeliverable payload, broken framing.
     Close(CloseCode),
+    /// Close this connection with a code once every command accepted so far is answered, or after
+    /// [`crate::Settings::close_patience`]: drain, API disconnect, whatever else is nobody's fault. Commands that come
+    /// later are discarded. A second one changes nothing, [`Input::Close`] still closes at once.
+    CloseWhenAnswered(CloseCode),
     /// The hub lost the channel's position: 2500 push for a client-side subscription, close 3010 for a server-side
     /// one. The hub has removed the subscription already: no [`Output::Leave`] with `hub: true` follows.
     PositionLost {

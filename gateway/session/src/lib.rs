@@ -31,6 +31,7 @@ pub mod permissions;
 mod plan;
 mod proxied;
 pub mod proxy;
+mod quota;
 mod refresh;
 mod server;
 mod session;

@@ -15,6 +15,7 @@ use crate::error::{ClientError, UnsubscribeCode};
 use crate::io::{Input, Output, TokenPurpose};
 use crate::join::{JoinStage, Origin, PendingJoin};
 use crate::permissions::Caller;
+use crate::quota::{Quota, Verdict};
 use crate::settings::Context;
 use crate::subscriptions::{Entry, Flags, Subscription, Subscriptions};
 use crate::time::Now;
@@ -22,8 +23,8 @@ use crate::time::Now;
 /// Where a session stands.
 ///
 /// ```text
-/// Fresh -> Verifying -> Joining -> Open      Closed is reached from everywhere,
-///   |          |           |                 and never left
+/// Fresh -> Verifying -> Joining -> Open -> Answering     Closed is reached from everywhere,
+///   |          |           |                             and never left
 ///   |          +-----------+-> Refused
 ///   +------> Joining (without a token)
 /// ```
@@ -37,6 +38,8 @@ pub(crate) enum Phase {
     Joining,
     /// The connect reply was sent.
     Open,
+    /// About to close: the commands accepted so far are answered, later ones are discarded.
+    Answering,
     /// The connect reply was an error; only the client's leaving is left.
     Refused,
     /// Only answers to joins are still of interest.
@@ -54,13 +57,16 @@ pub struct Session {
     /// Who it is; set when the client is authenticated.
     pub(crate) info: Option<Arc<ClientInfo>>,
     pub(crate) subs: Subscriptions,
-    /// `None` exactly when nothing is queued, no subscription is being made and no publication is being judged.
+    /// `None` exactly when nothing is queued, no subscription is being made, no publication is being judged and no close
+    /// waits for answers.
     pub(crate) pending: Option<Box<Pending>>,
     pub(crate) deadlines: Deadlines,
     /// Fingerprint of the channels that the connection token asked for.
     pub(crate) token_channels: u64,
     /// `meta` of the connection, for proxies; nearly always absent.
     pub(crate) meta: Option<Box<Bytes>>,
+    /// What was sent so far, where that is bounded.
+    pub(crate) quota: Option<Box<Quota>>,
     /// Commands whose answer the driver owes us.
     pub(crate) in_flight: u32,
     pub(crate) pings_unanswered: u8,
@@ -80,6 +86,8 @@ pub(crate) struct Pending {
     pub publishing: Vec<ChannelName>,
     /// The connect command, until it is answered.
     pub connect: Option<Connecting>,
+    /// What to close with when everything accepted is answered; present exactly in the phase `Answering`.
+    pub close: Option<CloseCode>,
 }
 
 /// A command is answered with an error, or costs the connection.
@@ -124,6 +132,7 @@ impl Session {
             deadlines: Deadlines::new(now, ctx.settings),
             token_channels: 0,
             meta: None,
+            quota: None,
             in_flight: 0,
             pings_unanswered: 0,
             refreshing: false,
@@ -144,6 +153,7 @@ impl Session {
         }
         match input {
             Input::Command(command) => self.command(ctx, now, command, out),
+            Input::Undecodable if self.phase == Phase::Answering => {}
             Input::Undecodable => self.close(CloseCode::BadRequest, out),
             Input::Deadline => self.deadline(ctx, now, out),
             Input::ConnectionVerified(result) => self.connection_verified(ctx, now, result, out),
@@ -168,10 +178,12 @@ impl Session {
                 self.server_refresh(ctx, now, expired, expire_at, info, out);
             }
             Input::Close(code) => self.close(code, out),
+            Input::CloseWhenAnswered(code) => self.close_when_answered(ctx, now, code, out),
             Input::PositionLost { channel } => self.position_lost(&channel, out),
             Input::Gone => self.clean_up(out),
         }
         self.run_queue(ctx, out);
+        self.close_if_answered(out);
     }
 
     /// Whether the driver should go on reading. False while commands wait for earlier ones, and when closed.
@@ -181,7 +193,12 @@ impl Session {
 
     /// Whether the connect reply was sent. Until then the driver holds back the pushes of channels joined already.
     pub fn is_established(&self) -> bool {
-        self.phase == Phase::Open
+        matches!(self.phase, Phase::Open | Phase::Answering)
+    }
+
+    /// Whether the session closes as soon as the commands accepted so far are answered.
+    pub fn is_answering(&self) -> bool {
+        self.phase == Phase::Answering
     }
 
     /// Whether the session has closed the connection or was told that it is gone.
@@ -216,6 +233,12 @@ impl Session {
 
     fn command(&mut self, ctx: &Context<'_>, now: Now, command: Command, out: &mut Vec<Output>) {
         let is_pong = command.id == 0 && !matches!(command.request, Some(Request::Send(_)));
+        if self.phase == Phase::Open
+            && !is_pong
+            && let Err(refusal) = self.charge(ctx, now, &command)
+        {
+            return self.refuse(command.id, refusal, out);
+        }
         match self.phase {
             Phase::Fresh => match command.request {
                 Some(Request::Connect(request)) if !is_pong => self.connect(ctx, now, command.id, request, out),
@@ -228,7 +251,19 @@ impl Session {
             Phase::Open if self.must_wait(ctx, &command) => self.enqueue(ctx, command, out),
             Phase::Open => self.run(ctx, command, out),
             Phase::Refused => self.close(CloseCode::BadRequest, out),
-            Phase::Closed => {}
+            Phase::Answering | Phase::Closed => {}
+        }
+    }
+
+    /// Counts a command, where that is wanted.
+    fn charge(&mut self, ctx: &Context<'_>, now: Now, command: &Command) -> Result<(), Refusal> {
+        if !Quota::is_wanted(ctx.settings) {
+            return Ok(());
+        }
+        match self.quota.get_or_insert_default().charge(ctx.settings, now.tick, command) {
+            Verdict::Within => Ok(()),
+            Verdict::Over => Err(ClientError::TooManyRequests.into()),
+            Verdict::FarOver => Err(CloseCode::TooManyRequests.into()),
         }
     }
 
@@ -272,7 +307,7 @@ impl Session {
     }
 
     fn run_queue(&mut self, ctx: &Context<'_>, out: &mut Vec<Output>) {
-        while self.phase == Phase::Open {
+        while matches!(self.phase, Phase::Open | Phase::Answering) {
             let Some(pending) = &mut self.pending else { return };
             let Some(command) = pending.queue.pop_front() else { break };
             if self.is_blocked(ctx, &command) {
@@ -317,7 +352,7 @@ impl Session {
     /// Takes note of an answer to a command in flight. False for one that nobody waits for.
     pub(crate) fn answered(&mut self) -> bool {
         match self.in_flight.checked_sub(1) {
-            Some(left) if self.phase == Phase::Open => {
+            Some(left) if matches!(self.phase, Phase::Open | Phase::Answering) => {
                 self.in_flight = left;
                 true
             }
@@ -349,14 +384,45 @@ impl Session {
 
     /// Gives the memory back once nothing is under way.
     pub(crate) fn free_pending(&mut self) {
-        let idle = |pending: &Pending| {
+        let is_idle = |pending: &Pending| {
             pending.queue.is_empty()
                 && pending.joins.is_empty()
                 && pending.publishing.is_empty()
                 && pending.connect.is_none()
+                && pending.close.is_none()
         };
-        if self.pending.as_deref().is_some_and(idle) {
+        if self.pending.as_deref().is_some_and(is_idle) {
             self.pending = None;
+        }
+    }
+
+    /// Closes once the commands accepted so far are answered, at the latest after
+    /// [`crate::settings::Settings::close_patience`]. Subscriptions live on until then. A connect command is not waited
+    /// for: its answer would only tell the client of a connection that ends.
+    fn close_when_answered(&mut self, ctx: &Context<'_>, now: Now, code: CloseCode, out: &mut Vec<Output>) {
+        match self.phase {
+            Phase::Open => {
+                self.pending_mut().close = Some(code);
+                self.phase = Phase::Answering;
+                self.deadlines.clear();
+                self.deadlines.schedule = now.tick.after(ctx.settings.close_patience);
+            }
+            // The first reason stands, and so does its deadline.
+            Phase::Answering | Phase::Closed => {}
+            Phase::Fresh | Phase::Verifying | Phase::Joining | Phase::Refused => self.close(code, out),
+        }
+    }
+
+    fn close_if_answered(&mut self, out: &mut Vec<Output>) {
+        if self.phase == Phase::Answering && self.in_flight == 0 && self.wants_commands() {
+            self.end_answering(out);
+        }
+    }
+
+    /// Closes with the code that waits.
+    pub(crate) fn end_answering(&mut self, out: &mut Vec<Output>) {
+        if let Some(code) = self.pending.as_mut().and_then(|pending| pending.close.take()) {
+            self.close(code, out);
         }
     }
 
@@ -379,6 +445,7 @@ impl Session {
             pending.queue = VecDeque::new();
             pending.publishing = Vec::new();
             pending.connect = None;
+            pending.close = None;
         }
         self.free_pending();
         self.in_flight = 0;

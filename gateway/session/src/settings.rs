@@ -36,6 +36,14 @@ pub struct Settings {
     /// Commands that may queue behind those. While any does, nothing more is read, so only the rest of one frame can
     /// get here: a 64 KiB frame holds some 1,000 commands of real size. Overflow closes with 3013.
     pub commands_queued: usize,
+    /// Commands of one connection per second; 0 is no bound, the default: reading is fair between connections as it is, and
+    /// what one of them can have under way is bounded. Above it error 111, far above it 3013.
+    pub commands_per_second: u32,
+    /// Bytes that one connection may publish per second; 0 is no bound. As above.
+    pub publish_bytes_per_second: usize,
+    /// How long a close that is nobody's fault waits for the answers to commands accepted before it. 2 s, the time after
+    /// which a call to the backplane fails: by then nearly every command has its answer.
+    pub close_patience: Duration,
     /// Everyone may do everything; connections do not expire. Tokens that are given are still verified.
     pub insecure: bool,
     /// A client without a token, or with one that names nobody, becomes the anonymous user.
@@ -61,6 +69,9 @@ impl Default for Settings {
             reply_bytes: 1 << 20,
             commands_in_flight: 64,
             commands_queued: 1024,
+            commands_per_second: 0,
+            publish_bytes_per_second: 0,
+            close_patience: Duration::from_secs(2),
             insecure: false,
             allow_anonymous: false,
             proxy: ProxySettings::default(),

@@ -22,7 +22,7 @@ use super::auth::ApiKeys;
 use super::meters::Meters;
 use super::{Api, ApiLimits, BODY_TIMEOUT, build};
 use crate::config::origin::OriginRule;
-use crate::node::{Node, Runtime};
+use crate::node::{Node, NodeOptions, Runtime};
 use crate::proxy::Proxies;
 use crate::shard::IoLimits;
 use crate::shard::command::{Action, Applied, Command, Survey, Target};
@@ -67,7 +67,8 @@ impl Fixture {
         let inbox = Arc::new(Inbox::new(InboxLimits::default()));
         let told = Arc::new(Mutex::new(Told::default()));
         let backplane = Arc::new(MemoryBackplane::new(memory));
-        let node = Node::new("test".to_owned(), backplane, vec![inbox.clone()], runtime(&[KEY]), 10);
+        let node =
+            Node::new("test".to_owned(), backplane, vec![inbox.clone()], runtime(&[KEY]), NodeOptions::default());
         let mut api =
             Api { node: node.clone(), limits: ApiLimits::default(), body_timeout: BODY_TIMEOUT, meters: Meters::new() };
         change(&mut api);

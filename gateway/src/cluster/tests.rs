@@ -13,7 +13,7 @@ use super::commands_channel;
 use super::follow::Follower;
 use super::roster::Roster;
 use crate::api::glob::Glob;
-use crate::node::Node;
+use crate::node::{Node, NodeOptions};
 use crate::shard::command::{Action, Applied, Command, Survey, Target};
 use crate::shard::inbox::{Inbox, InboxLimits, Item};
 
@@ -42,7 +42,8 @@ async fn peer(network: &Network, index: usize) -> Peer {
     let inbox = Arc::new(Inbox::new(InboxLimits::default()));
     let backplane: Arc<dyn Backplane> = link.clone();
     let runtime = crate::api::tests::runtime(&[]);
-    let node = Node::new(format!("node-{index}"), backplane.clone(), vec![inbox.clone()], runtime, 10);
+    let node =
+        Node::new(format!("node-{index}"), backplane.clone(), vec![inbox.clone()], runtime, NodeOptions::default());
     let told = Arc::new(Mutex::new(Vec::new()));
     tokio::spawn(shard(inbox, told.clone()));
     let id = NodeId(node.uid);

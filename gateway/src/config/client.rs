@@ -30,6 +30,8 @@ pub struct Client {
     pub frames: protocol::Limits,
     /// Bytes that may wait for a client; above it the connection is closed with 3008.
     pub queue_bytes: usize,
+    /// Connections of one user on this node; 0 is no bound. Above it new ones are closed with 3504.
+    pub connections_per_user: usize,
 }
 
 /// Reads the table `client`. The second result is whether the HMAC secret was made up.
@@ -57,7 +59,8 @@ pub(super) fn read(
         );
     }
     let (session, frames, queue_bytes) = limits(&mut section, insecure, allow_anonymous, proxy);
-    (Client { tokens, origins, session, frames, queue_bytes }, generated)
+    let connections_per_user = section.count("connections_per_user", 0, 0..=1_000_000);
+    (Client { tokens, origins, session, frames, queue_bytes, connections_per_user }, generated)
 }
 
 fn origins(section: &mut Section<'_>, dev: bool) -> OriginRule {
@@ -109,6 +112,10 @@ fn limits(
         reply_bytes: section.size("reply_bytes", defaults.reply_bytes, 4096..=1 << 30),
         commands_in_flight: section.count("commands_in_flight", defaults.commands_in_flight, 1..=10_000),
         commands_queued: section.count("commands_queued", defaults.commands_queued, 1..=100_000),
+        commands_per_second: u32::try_from(section.count("commands_per_second", 0, 0..=1_000_000)).unwrap_or(0),
+        publish_bytes_per_second: section.size("publish_bytes_per_second", 0, 0..=1 << 40),
+        // Not longer: a drain gives the last connection 10 s, 5 of them to answer the close frame.
+        close_patience: section.duration("close_patience", defaults.close_patience, Duration::ZERO..=5 * SECOND),
         insecure,
         allow_anonymous,
         proxy,
@@ -124,6 +131,13 @@ fn limits(
         depth: section.count("json_depth", frame_defaults.depth, 4..=1024),
         commands: section.count("commands_per_frame", frame_defaults.commands, 1..=65_536),
     };
+    let publish_rate = session.publish_bytes_per_second;
+    if publish_rate > 0 && publish_rate < frames.frame_bytes.div_ceil(2) {
+        section.problem(
+            "publish_bytes_per_second",
+            "must be at least half of message_bytes, or no message could be that long",
+        );
+    }
     let queue_bytes = section.size("queue_bytes", 1 << 20, 4096..=1 << 30);
     (session, frames, queue_bytes)
 }

@@ -38,6 +38,8 @@ pub use redis::{Backplane, BackplaneKind};
 pub use secret::Secret;
 pub use server::{Api, ApiListen, Drain, Handshake, Hub, Internal, Limits, Log, LogFormat, Tls};
 
+use crate::admission::AdmissionSettings;
+use crate::transport::client_address::AddressRules;
 use reader::{Context, Section};
 use tree::{Node, Origin, Table, overlay};
 pub(crate) use units::parse_duration;
@@ -92,6 +94,10 @@ pub struct Config {
     pub limits: Limits,
     /// Bounds on handshakes.
     pub handshake: Handshake,
+    /// Who is let in.
+    pub admission: AdmissionSettings,
+    /// Whom to believe about the addresses of clients.
+    pub addresses: AddressRules,
     /// Delivery on this node.
     pub hub: Hub,
     /// What carries publications between nodes.
@@ -277,6 +283,8 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         proxies,
         limits: server::limits(&mut root),
         handshake: server::handshake(&mut root),
+        admission: server::admission(&mut root),
+        addresses: server::client_address(&mut root),
         hub: server::hub(&mut root),
         backplane,
         memory,

@@ -11,7 +11,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::reader::Section;
 use super::secret::Secret;
+use super::units::show_duration;
 use super::values::read_file;
+use crate::admission::AdmissionSettings;
+use crate::drain::DrainTimes;
+use crate::transport::client_address::{AddressHeader, AddressRules};
+use crate::transport::network::Network;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -22,6 +27,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub struct Internal {
     /// Its address. Loopback unless configured: metrics and drain are nobody else's business.
     pub listen: SocketAddr,
+    /// What calls of `/admin` must present, beside the header that all of them need.
+    pub admin_token: Option<Secret>,
 }
 
 /// The certificate of the public listener. Both files were readable and well-formed when the configuration was read.
@@ -73,7 +80,8 @@ pub struct Handshake {
     pub header_timeout: Duration,
     /// The longest head of a request.
     pub header_bytes: usize,
-    /// Handshakes under way per shard; above it the answer is 503.
+    /// Handshakes under way per shard; above it the answer is 503. As many other connections (calls of the API on the
+    /// public listener) may be open beside them.
     pub in_flight: usize,
 }
 
@@ -92,6 +100,8 @@ pub struct Hub {
     pub hold_back_len: usize,
     /// Bytes held back per channel while it is repaired.
     pub hold_back_bytes: usize,
+    /// How long what one recovery has read answers those who come back after it.
+    pub recovery_share: Duration,
     /// Publications read per repair round.
     pub repair_limit: usize,
     /// Repair rounds before the position counts as lost.
@@ -111,6 +121,8 @@ pub struct Drain {
     pub grace_accept: Duration,
     /// The time over which connections are closed.
     pub window: Duration,
+    /// When it is over at the latest, counted from its beginning.
+    pub deadline: Duration,
 }
 
 /// Logs.
@@ -147,7 +159,7 @@ pub(super) fn internal(root: &mut Section<'_>, public: SocketAddr) -> Internal {
     if same_port && (listen.ip() == public.ip() || listen.ip().is_unspecified() || public.ip().is_unspecified()) {
         section.problem("listen", format!("overlaps listen = \"{public}\""));
     }
-    Internal { listen }
+    Internal { listen, admin_token: section.secret("admin_token") }
 }
 
 pub(super) fn tls(root: &mut Section<'_>) -> Option<Tls> {
@@ -233,6 +245,44 @@ pub(super) fn handshake(root: &mut Section<'_>) -> Handshake {
     }
 }
 
+pub(super) fn admission(root: &mut Section<'_>) -> AdmissionSettings {
+    let defaults = AdmissionSettings::default();
+    let mut section = root.section("admission");
+    let mut count = |name: &str, default: u32| {
+        u32::try_from(section.count(name, default as usize, 0..=1_000_000)).unwrap_or(default)
+    };
+    AdmissionSettings {
+        rate: count("rate", defaults.rate),
+        connections_per_address: count("connections_per_address", defaults.connections_per_address),
+        rate_per_address: count("rate_per_address", defaults.rate_per_address),
+        ramp: section.duration("ramp", defaults.ramp, Duration::ZERO..=10 * MINUTE),
+    }
+}
+
+pub(super) fn client_address(root: &mut Section<'_>) -> AddressRules {
+    let mut section = root.section("client_address");
+    let texts = section.texts("trusted_proxies");
+    let networks = texts.iter().filter_map(|text| match text.parse::<Network>() {
+        Ok(network) => Some(network),
+        Err(reason) => {
+            section.problem("trusted_proxies", format!("{text:?} {reason}"));
+            None
+        }
+    });
+    let trusted_proxies: Vec<Network> = networks.collect();
+    let words = [
+        ("x-forwarded-for", AddressHeader::XForwardedFor),
+        ("forwarded", AddressHeader::Forwarded),
+        ("none", AddressHeader::Off),
+    ];
+    let header = section.choice("header", AddressHeader::XForwardedFor, &words);
+    let proxy_protocol = section.flag("proxy_protocol", false);
+    if proxy_protocol && texts.is_empty() {
+        section.problem("proxy_protocol", "needs trusted_proxies: PROXY headers are read from nobody else");
+    }
+    AddressRules { trusted_proxies, header, proxy_protocol }
+}
+
 pub(super) fn hub(root: &mut Section<'_>) -> Hub {
     let mut section = root.section("hub");
     Hub {
@@ -242,6 +292,7 @@ pub(super) fn hub(root: &mut Section<'_>) -> Hub {
         linger: section.duration("linger", 5 * SECOND, Duration::ZERO..=HOUR),
         hold_back_len: section.count("hold_back_len", 1024, 1..=1_000_000),
         hold_back_bytes: section.size("hold_back_bytes", 1 << 20, 1024..=1 << 30),
+        recovery_share: section.duration("recovery_share", SECOND, Duration::ZERO..=MINUTE),
         repair_limit: section.count("repair_limit", 1_000, 1..=100_000),
         repair_rounds: u32::try_from(section.count("repair_rounds", 16, 1..=1_000)).unwrap_or(16),
         retry_delay: section.duration("retry_delay", SECOND, Duration::from_millis(10)..=MINUTE),
@@ -265,10 +316,17 @@ pub(super) fn memory(backplane: &mut Section<'_>) -> MemoryLimits {
 pub(super) fn drain(root: &mut Section<'_>, dev: bool) -> Drain {
     let mut section = root.section("drain");
     let default = |time: Duration| if dev { Duration::ZERO } else { time };
-    Drain {
-        grace_accept: section.duration("grace_accept", default(5 * SECOND), Duration::ZERO..=10 * MINUTE),
-        window: section.duration("window", default(30 * SECOND), Duration::ZERO..=HOUR),
+    let grace_accept = section.duration("grace_accept", default(5 * SECOND), Duration::ZERO..=10 * MINUTE);
+    let window = section.duration("window", default(30 * SECOND), Duration::ZERO..=HOUR);
+    let whole = DrainTimes::deadline_of(grace_accept, window);
+    let deadline = section.duration("deadline", whole, SECOND..=2 * HOUR);
+    if deadline < whole {
+        section.context.warn(format!(
+            "drain.deadline leaves less than drain.grace_accept and drain.window together need: closes come faster              (it takes {})",
+            show_duration(whole)
+        ));
     }
+    Drain { grace_accept, window, deadline }
 }
 
 pub(super) fn log(root: &mut Section<'_>) -> Log {

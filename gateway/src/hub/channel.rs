@@ -9,6 +9,7 @@ use session::time::Tick;
 
 use super::Outgoing;
 use super::shard_hub::ConnKey;
+use super::shared::Shared;
 
 /// One subscriber: 8 bytes. `slot` points back into the connection's own list, so that removal is O(1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +102,8 @@ pub(super) struct Stream {
     pub doubted: bool,
     /// Subscribers whose own position is ahead of the shard's: they skip publications up to theirs.
     pub late: HashMap<u32, Offset>,
+    /// What a recovery has read a moment ago, and what was delivered since.
+    pub shared: Option<Box<Shared>>,
     /// Present only while a read, a repair or a hold-back is under way, so that an idle channel stays small.
     pub work: Option<Box<Work>>,
 }
@@ -124,6 +127,8 @@ pub(super) struct Work {
     pub retry_at: Option<Tick>,
     /// Publications delivered live since the joiners' read was issued.
     pub recent: Option<Recent>,
+    /// The read in flight for joiners asks for the newest publications, and not for those after a position.
+    pub newest: bool,
     /// Recovery reads in a row that too many live publications outran.
     pub outrun: u32,
     /// The joiners that the read in flight will answer.
@@ -190,6 +195,7 @@ impl Stream {
             confirmed_at: now,
             doubted: false,
             late: HashMap::new(),
+            shared: None,
             work: None,
         }
     }

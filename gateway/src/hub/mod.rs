@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`outgoing`] (a delivery, encoded once per wire format), [`registry`] (node-wide: which shards want
 //! which channel; the backplane's [`backplane::Sink`]), [`channel`] (one channel on one shard: subscribers, position,
-//! hold-back), [`shard_hub`] (all channels of one shard: joins, leaves; in its neighbours recovery, repair and checks).
+//! hold-back), [`shard_hub`] (all channels of one shard: joins, leaves; in its neighbours recovery, what recoveries share,
+//! repair and checks).
 //!
 //! The rules, in the words of the design:
 //! - a positioned delivery is accepted iff its `previous` is the shard's position; at or below it is dropped; anything
@@ -20,6 +21,7 @@ pub mod registry;
 mod repair;
 pub mod settings;
 pub mod shard_hub;
+mod shared;
 
 pub use checks::Check;
 pub use outgoing::Outgoing;

@@ -126,6 +126,10 @@ impl Registry {
         let Some(entry) = stripe.get_mut(channel) else { return false };
         if entry.shards == 0 {
             stripe.remove(channel);
+            if stripe.capacity() > 1024 && stripe.len() < stripe.capacity() / 4 {
+                let keep = stripe.len() * 2;
+                stripe.shrink_to(keep);
+            }
             return false;
         }
         entry.state = State::Subscribing;

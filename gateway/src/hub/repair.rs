@@ -61,6 +61,7 @@ impl Hub {
     fn accept(&mut self, index: u32, outgoing: &Arc<Outgoing>, now: Tick, port: &mut impl Port) {
         let recent_len = self.settings.hold_back_len;
         let recent_bytes = self.settings.hold_back_bytes;
+        let share_bounds = self.share_bounds();
         let Delivery::Positioned { previous, publication, .. } = &outgoing.delivery else { return };
         let offset = publication.offset.unwrap_or(Offset(0));
         self.lose_overtaken(index, offset, now, port);
@@ -68,6 +69,11 @@ impl Hub {
         let stream = stream.as_mut().expect("the caller saw the stream");
         stream.position = offset;
         stream.confirmed_at = now;
+        if let Some(shared) = &mut stream.shared
+            && !shared.push(StoredPublication { publication: publication.clone(), previous: *previous }, share_bounds)
+        {
+            stream.shared = None;
+        }
         if let Some(recent) = stream.work.as_mut().and_then(|work| work.recent.as_mut()) {
             recent.bytes += outgoing.weight();
             if recent.publications.len() >= recent_len || recent.bytes > recent_bytes {
@@ -99,6 +105,9 @@ impl Hub {
             return;
         }
         self.counters.gaps_lost += 1;
+        if let Some(stream) = &mut self.channels[index as usize].stream {
+            stream.shared = None;
+        }
         self.lose_positions(index, now, port, |channel, sub| {
             let joined_at = channel.stream.as_ref().and_then(|stream| stream.late.get(&sub.conn));
             joined_at.is_some_and(|joined_at| overtaken(*joined_at))
@@ -130,6 +139,8 @@ impl Hub {
         let stream = channel.stream.as_mut().expect("only positioned channels read");
         let recovering = purpose == ReadPurpose::Recover;
         let position = stream.position;
+        // Somebody read a moment ago, and it was not enough: as much as may be of use answers all who are still to come.
+        let was_shared = stream.shared.is_some();
         let work = stream.work();
         if work.retry_at.take().is_some() {
             // Whoever comes need not wait for the turn of a repair that has failed before.
@@ -146,7 +157,7 @@ impl Hub {
         let query = match wanted.next() {
             None => HistoryQuery::position(),
             Some(first) => {
-                if first.mode == RecoverMode::Stream && wanted.all(|other| other == first) {
+                if first.mode == RecoverMode::Stream && !was_shared && wanted.all(|other| other == first) {
                     let since = StreamPosition { epoch: first.epoch.clone(), offset: first.offset };
                     HistoryQuery::since(since, limit)
                 } else {
@@ -154,6 +165,7 @@ impl Hub {
                 }
             }
         };
+        work.newest = query.reverse;
         self.counters.recovery_reads += u64::from(query.limit != Some(0));
         self.issue(index, purpose, query, port);
     }
@@ -220,9 +232,13 @@ impl Hub {
         let stream = channel.stream.as_mut().expect("only positioned channels read");
         stream.epoch = page.top.epoch.clone();
         stream.position = page.top.offset;
-        let served = std::mem::take(&mut stream.work().served);
+        let work = stream.work();
+        let (served, newest) = (std::mem::take(&mut work.served), work.newest);
         port.effect(Effect::Observed(channel.name.clone(), page.top.clone()));
         let entries = recovery::retained(&mut page);
+        if served.iter().any(|joiner| joiner.recover.is_some()) {
+            self.share(index, &entries, newest, now);
+        }
         for joiner in served {
             self.counters.recoveries += u64::from(joiner.recover.is_some());
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &page.top, page.covered);
@@ -237,8 +253,9 @@ impl Hub {
     pub(super) fn recovered(&mut self, index: u32, mut page: HistoryPage, now: Tick, port: &mut impl Port) {
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
         let work = stream.work.as_mut().expect("a read was in flight");
-        let served = std::mem::take(&mut work.served);
+        let (served, newest) = (std::mem::take(&mut work.served), work.newest);
         let mut recent = work.recent.take().unwrap_or_default();
+        let mut is_whole = true;
         let other_epoch = page.top.epoch != stream.epoch;
         if other_epoch {
             // The stream was lost under us: everybody learns it, then the joiners are answered by the new one, to which
@@ -260,6 +277,7 @@ impl Hub {
             // case it is told the truth and lives on from here.
             page.publications.clear();
             page.covered = false;
+            is_whole = false;
         }
         let stream = self.channels[index as usize].stream.as_mut().expect("only positioned channels read");
         stream.work().outrun = 0;
@@ -272,6 +290,9 @@ impl Hub {
             }
         }
         top.offset = top.offset.max(stream.position);
+        if is_whole {
+            self.share(index, &entries, newest, now);
+        }
         for joiner in served {
             self.counters.recoveries += 1;
             let joined = recovery::answer(joiner.recover.as_ref(), &entries, &top, page.covered);
@@ -360,6 +381,7 @@ impl Hub {
         stream.confirmed_at = now;
         stream.doubted &= channel.check_queued;
         stream.late.clear();
+        stream.shared = None;
         let work = stream.work();
         work.repairing = false;
         work.repair_due = false;

@@ -20,6 +20,9 @@ pub struct HubSettings {
     pub hold_back_bytes: usize,
     /// Publications a returning client is given at most. 300, as clients expect.
     pub recovery_limit: usize,
+    /// How long what one recovery has read answers those who come back after it. 1 s: a storm then costs one read a second
+    /// and channel, and what was removed from history is not given out for longer. Zero shares nothing.
+    pub recovery_share: Duration,
     /// Publications read per repair round. 1,000.
     pub repair_limit: usize,
     /// Repair reads in a row that do not reach the top before the position counts as lost. 16: a channel that outruns 16 reads cannot be caught.
@@ -38,6 +41,7 @@ impl Default for HubSettings {
             hold_back_len: 1024,
             hold_back_bytes: 1 << 20,
             recovery_limit: 300,
+            recovery_share: Duration::from_secs(1),
             repair_limit: 1000,
             repair_rounds: 16,
             retry_delay: Duration::from_secs(1),

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use backplane::{ChannelName, Delivery, HistoryOptions, HistoryPage, HistoryQuery, StreamPosition};
+use backplane::{ChannelName, Delivery, HistoryOptions, HistoryPage, HistoryQuery, StoredPublication, StreamPosition};
 use session::io::{Join, Joined, OperationError, RecoverMode};
 use session::time::Tick;
 use slab::Slab;
@@ -14,6 +14,7 @@ use super::channel::{Channel, Joiner, ReadPurpose, Stage, Stream, SubRef};
 use super::checks::Check;
 use super::recovery;
 use super::settings::HubSettings;
+use super::shared::{Bounds, Shared};
 
 /// A connection of this shard. The generation tells a reused index apart.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -110,11 +111,21 @@ struct Membership {
 
 const PENDING: u32 = u32::MAX;
 
+/// Entries for which a queue always keeps its memory.
+const QUEUE_KEPT: usize = 1024;
+
 #[derive(Debug, Default)]
 struct Member {
     generation: u32,
     attached: bool,
     channels: SmallVec<[Membership; 2]>,
+}
+
+/// Gives back what a storm has left in a queue, with room to grow again.
+fn shrink<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() > QUEUE_KEPT && queue.len() < queue.capacity() / 4 {
+        queue.shrink_to(QUEUE_KEPT.max(queue.len() * 2));
+    }
 }
 
 /// The channels of one shard.
@@ -124,9 +135,13 @@ pub struct Hub {
     pub(super) channels: Slab<Channel>,
     pub(super) names: HashMap<ChannelName, u32>,
     members: Vec<Member>,
+    /// Members that are attached.
+    attached: usize,
     /// Channels without subscribers, oldest first: the linger time is the same for all, so the order is the deadline's.
     lingering: VecDeque<(Tick, ChannelName)>,
     pub(super) retries: VecDeque<(Tick, ChannelName)>,
+    /// Channels that share what a recovery has read, oldest first.
+    pub(super) sharing: VecDeque<(Tick, ChannelName)>,
     pub(super) checks: VecDeque<ChannelName>,
     /// Checks that were asked for and are not answered yet.
     pub(super) checks_under_way: usize,
@@ -148,8 +163,10 @@ impl Hub {
             channels: Slab::new(),
             names: HashMap::new(),
             members: Vec::new(),
+            attached: 0,
             lingering: VecDeque::new(),
             retries: VecDeque::new(),
+            sharing: VecDeque::new(),
             checks: VecDeque::new(),
             checks_under_way: 0,
             checks_failed: false,
@@ -167,6 +184,7 @@ impl Hub {
         if index >= self.members.len() {
             self.members.resize_with(index + 1, Member::default);
         }
+        self.attached += usize::from(!self.members[index].attached);
         self.members[index] = Member { generation: conn.generation, attached: true, channels: SmallVec::new() };
     }
 
@@ -182,6 +200,11 @@ impl Hub {
             } else {
                 self.remove_sub(membership, now);
             }
+        }
+        self.attached -= 1;
+        if self.attached == 0 {
+            // Nobody is left who could ask by index.
+            self.members = Vec::new();
         }
     }
 
@@ -306,8 +329,20 @@ impl Hub {
                 self.retry(index, at, port);
             }
         }
+        while self.sharing.front().is_some_and(|(until, _)| *until <= now) {
+            let (until, name) = self.sharing.pop_front().expect("a front was just seen");
+            if let Some(&index) = self.names.get(&name)
+                && let Some(stream) = &mut self.channels[index as usize].stream
+            {
+                stream.shared.take_if(|shared| shared.until <= until);
+            }
+        }
         self.sweep(now);
         self.issue_checks(now, port);
+        for queue in [&mut self.lingering, &mut self.retries, &mut self.sharing] {
+            shrink(queue);
+        }
+        shrink(&mut self.checks);
     }
 
     /// Channels held, those lingering included.
@@ -362,8 +397,22 @@ impl Hub {
 
     /// Joins a live channel: at once where the shard's own position answers, else after a history read.
     fn join_live(&mut self, index: u32, joiner: Joiner, now: Tick, port: &mut impl Port) {
+        match self.answer_now(index, &joiner, now) {
+            Some(joined) => {
+                self.counters.recoveries += u64::from(joiner.recover.is_some());
+                self.admit(index, &joiner, joined, now, port);
+            }
+            None => {
+                self.channels[index as usize].joiners.push(joiner);
+                self.read_for_joiners(index, ReadPurpose::Recover, port);
+            }
+        }
+    }
+
+    /// What a joiner of a live channel can be told without a read.
+    fn answer_now(&mut self, index: u32, joiner: &Joiner, now: Tick) -> Option<Joined> {
         let channel = &mut self.channels[index as usize];
-        let answer = match (&channel.stream, &joiner.recover) {
+        match (&mut channel.stream, &joiner.recover) {
             (None, _) => Some(Joined::default()),
             (Some(stream), None) => Some(recovery::answer(None, &[], &stream.at(), false)),
             (Some(stream), Some(from)) => {
@@ -377,18 +426,44 @@ impl Hub {
                         Some(Joined { position: Some(stream.at()), recovered: false, publications: Vec::new() })
                     }
                     // An epoch never heard of may be a newer one: only the backplane knows.
-                    RecoverMode::Stream | RecoverMode::Cache => None,
+                    RecoverMode::Stream | RecoverMode::Cache => {
+                        if stream.doubted || stream.holds_back() {
+                            return None;
+                        }
+                        let at = stream.at();
+                        stream.shared.as_mut().filter(|shared| now < shared.until)?.answer(from, &at)
+                    }
                 }
             }
-        };
-        match answer {
-            Some(joined) => {
-                self.counters.recoveries += u64::from(joiner.recover.is_some());
-                self.admit(index, &joiner, joined, now, port);
-            }
-            None => {
-                channel.joiners.push(joiner);
-                self.read_for_joiners(index, ReadPurpose::Recover, port);
+        }
+    }
+
+    /// Keeps what a recovery has read for those who come back next.
+    pub(super) fn share(&mut self, index: u32, entries: &[StoredPublication], is_newest: bool, now: Tick) {
+        let bounds = self.share_bounds();
+        let channel = &mut self.channels[index as usize];
+        let Some(stream) = channel.stream.as_mut().filter(|_| !self.settings.recovery_share.is_zero()) else { return };
+        let until = now.after(self.settings.recovery_share);
+        let shared = Shared::new(entries, &stream.at(), is_newest, until, bounds);
+        if shared.is_some() {
+            self.sharing.push_back((until, channel.name.clone()));
+        }
+        stream.shared = shared.map(Box::new);
+    }
+
+    pub(super) fn share_bounds(&self) -> Bounds {
+        Bounds { len: self.settings.recovery_limit, bytes: self.settings.hold_back_bytes }
+    }
+
+    /// Answers those who have waited for a read that has answered others, as far as it answers them too.
+    fn answer_waiting(&mut self, index: u32, now: Tick, port: &mut impl Port) {
+        for joiner in std::mem::take(&mut self.channels[index as usize].joiners) {
+            match self.answer_now(index, &joiner, now) {
+                Some(joined) => {
+                    self.counters.recoveries += u64::from(joiner.recover.is_some());
+                    self.admit(index, &joiner, joined, now, port);
+                }
+                None => self.channels[index as usize].joiners.push(joiner),
             }
         }
     }
@@ -597,7 +672,12 @@ impl Hub {
             if work.repairing || work.repair_due {
                 self.read_for_repair(index, port);
             } else if !channel.joiners.is_empty() {
-                self.read_for_joiners(index, ReadPurpose::Recover, port);
+                if stream.shared.is_some() {
+                    self.answer_waiting(index, now, port);
+                }
+                if !self.channels[index as usize].joiners.is_empty() {
+                    self.read_for_joiners(index, ReadPurpose::Recover, port);
+                }
             }
         }
         if let Some(stream) = &mut self.channels[index as usize].stream {

@@ -8,3 +8,4 @@ mod membership;
 mod recovering;
 mod registry;
 mod repairing;
+mod sharing;

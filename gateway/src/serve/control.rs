@@ -21,12 +21,13 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use super::carrier::Carrier;
-use super::drain;
+use super::drain::drive;
 use super::startup::{Options, Places, Reload};
 use super::{Bound, Started};
 use crate::cluster::commands::Commands;
 use crate::cluster::follow::Follower;
 use crate::cluster::roster::Roster;
+use crate::drain::Afterwards;
 use crate::node::Node;
 
 /// How often the histogram samples are folded; without it they pile up.
@@ -56,12 +57,16 @@ impl Signals {
         })
     }
 
-    /// SIGTERM or SIGINT.
     async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+        stop(&mut self.terminate, &mut self.interrupt).await;
+    }
+}
+
+/// SIGTERM or SIGINT.
+async fn stop(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 
@@ -75,8 +80,7 @@ pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHa
         carrier = connect(&options, &listeners, places) => carrier?,
         () = signals.stop() => return Ok(ExitCode::SUCCESS),
     };
-    let Started { node, internal_routes, failures, drain, reload } =
-        super::start(options, &carrier, listeners, &prometheus)?;
+    let Started { node, internal_routes, failures, reload } = super::start(options, &carrier, listeners, &prometheus)?;
     routes.store(Arc::new(internal_routes));
     tokio::spawn(carrier.clone().look_after());
     tokio::spawn(watch(node.clone(), prometheus));
@@ -89,35 +93,43 @@ pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHa
     roster.report(&node).await;
     let reporting = tokio::spawn(roster.clone().run(node.clone()));
 
+    let draining = node.clone();
+    tokio::spawn(async move { drive(&draining).await });
     let mut look = tokio::time::interval(Duration::from_secs(1));
+    let mut signalled = false;
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => break,
-            _ = signals.interrupt.recv() => break,
+            () = stop(&mut signals.terminate, &mut signals.interrupt) => {
+                if signalled {
+                    return Ok(at_once(&node));
+                }
+                signalled = true;
+                node.drain.request(Afterwards::Exit, node.connections());
+            }
             _ = signals.hangup.recv() => reload_now(&node, &reload),
             _ = look.tick() => {
                 if let Ok(failure) = failures.try_recv() {
                     anyhow::bail!("{failure}");
                 }
             }
+            () = node.drain.to_exit() => break,
         }
     }
+    let goodbye = async {
+        reporting.abort();
+        roster.leave().await;
+        carrier.close().await;
+    };
     tokio::select! {
-        drained = drain::drain(&node, drain) => {
-            let goodbye = async {
-                reporting.abort();
-                roster.leave().await;
-                carrier.close().await;
-            };
-            // Others notice by themselves when it does not work out.
-            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
-            Ok(drained)
-        }
-        () = signals.stop() => {
-            tracing::warn!(connections = node.connections(), "second signal: exiting at once");
-            Ok(ExitCode::FAILURE)
-        }
+        // Others notice by themselves when it does not work out.
+        _ = tokio::time::timeout(GOODBYE, goodbye) => Ok(ExitCode::SUCCESS),
+        () = signals.stop() => Ok(if signalled { at_once(&node) } else { ExitCode::SUCCESS }),
     }
+}
+
+fn at_once(node: &Node) -> ExitCode {
+    tracing::warn!(connections = node.connections(), "second signal: exiting at once");
+    ExitCode::FAILURE
 }
 
 /// Connects to the backplane and says where the gateway listens. Clients wait for a backplane that is there, and are

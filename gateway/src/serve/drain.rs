@@ -1,55 +1,63 @@
-//! The end of a node: not ready, an accept grace, then closes with 1001 spread over a window.
+//! Carrying out a drain: what [`crate::drain`] decides, on the control thread.
 
-use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use metrics::gauge;
-use tokio::time::Instant;
+use metrics::{counter, gauge};
 
-use crate::metrics::DRAIN_REMAINING;
+use crate::drain::DrainPhase;
+use crate::metrics::{DRAIN_ABANDONED, DRAIN_DEADLINE_SECONDS, DRAIN_REMAINING, DRAINING};
 use crate::node::Node;
-
-/// Times of a drain.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DrainTimes {
-    /// How long new connections are still accepted: load balancers need this time to see that the node is not ready.
-    pub grace_accept: Duration,
-    /// Over how long the closes are spread, so that clients do not come back all at once.
-    pub window: Duration,
-}
-
-/// After the window a closing connection has this long to answer the close frame. The shards drop it after 5 s.
-const LAST_CLOSES: Duration = Duration::from_secs(7);
 
 /// How often progress is looked at, and how often it is logged.
 const POLL: Duration = Duration::from_millis(10);
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// Drains; exit code 0 as soon as no connection is left.
-pub(super) async fn drain(node: &Node, times: DrainTimes) -> ExitCode {
+/// Waits until a drain is requested, carries it out, and says when it is over.
+pub(super) async fn drive(node: &Node) {
+    let began = node.drain.requested().await;
+    let times = *node.drain.times();
     node.set_unready();
-    tracing::info!(connections = node.connections(), grace = ?times.grace_accept, window = ?times.window, "draining");
-    tokio::time::sleep(times.grace_accept).await;
-    node.begin_drain();
-    node.close_connections(times.window);
-    let deadline = Instant::now() + times.window + LAST_CLOSES;
+    gauge!(DRAINING).set(1.0);
+    let window = times.closes_over();
+    tracing::info!(connections = node.connections(), grace = ?times.accepts_for(), ?window, "draining");
+    if window < times.window {
+        tracing::warn!(?window, configured = ?times.window, "drain.deadline leaves less than drain.window");
+    }
+    let mut is_closing = false;
     let mut logged = Instant::now();
     let mut poll = tokio::time::interval(POLL);
     loop {
         poll.tick().await;
-        let remaining = node.connections();
+        let (elapsed, remaining) = (began.elapsed(), node.connections());
         gauge!(DRAIN_REMAINING).set(remaining as f64);
-        if remaining == 0 {
-            tracing::info!("drained: no connection is left");
-            return ExitCode::SUCCESS;
-        }
-        if Instant::now() >= deadline {
-            tracing::warn!(remaining, "drain deadline: these connections did not answer their close frame");
-            return ExitCode::SUCCESS;
+        gauge!(DRAIN_DEADLINE_SECONDS).set(times.deadline.saturating_sub(elapsed).as_secs_f64());
+        match times.phase(elapsed, remaining) {
+            DrainPhase::Accepting => {}
+            DrainPhase::Closing => {
+                if !is_closing {
+                    is_closing = true;
+                    node.begin_drain();
+                    node.close_connections(window);
+                }
+            }
+            DrainPhase::Drained => {
+                node.begin_drain();
+                // Whoever is between the handshake and his place on a shard is closed there.
+                node.close_connections(Duration::ZERO);
+                tracing::info!(took = ?elapsed, "drained: no connection is left");
+                break;
+            }
+            DrainPhase::Overdue => {
+                counter!(DRAIN_ABANDONED).increment(remaining as u64);
+                tracing::warn!(remaining, "drain deadline: these connections have not ended");
+                break;
+            }
         }
         if logged.elapsed() >= LOG_EVERY {
             logged = Instant::now();
             tracing::info!(remaining, "draining");
         }
     }
+    gauge!(DRAIN_DEADLINE_SECONDS).set(0.0);
+    node.drain.set_over();
 }

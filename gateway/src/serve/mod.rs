@@ -31,7 +31,6 @@ use crate::shard::inbox::Inbox;
 use crate::transport::accept::{self, Acceptor, AcceptorOptions};
 
 use carrier::Carrier;
-use drain::DrainTimes;
 use startup::Reload;
 pub use startup::{Options, Places};
 
@@ -70,7 +69,6 @@ struct Started {
     node: Arc<Node>,
     internal_routes: Router,
     failures: mpsc::Receiver<String>,
-    drain: DrainTimes,
     reload: Reload,
 }
 
@@ -82,14 +80,15 @@ fn start(
     prometheus: &PrometheusHandle,
 ) -> Result<Started> {
     let inboxes: Vec<_> = (0..options.shards).map(|_| Arc::new(Inbox::new(options.inbox))).collect();
-    let node = Node::new(options.name, carrier.streams(), inboxes.clone(), options.runtime, options.connections_max);
+    let node = Node::new(options.name, carrier.streams(), inboxes.clone(), options.runtime, options.node);
 
     // A bug in one request costs that request, not the connection it shares with others.
     let api = crate::api::router(node.clone(), options.api).layer(CatchPanicLayer::new());
     let mut public_routes = Router::new()
         .route("/connection/websocket", axum::routing::any(crate::transport::upgrade::websocket))
         .with_state(node.clone());
-    let mut internal_routes = crate::ops::router(node.clone(), prometheus.clone());
+    let mut internal_routes = crate::ops::router(node.clone(), prometheus.clone())
+        .merge(crate::admin::router(node.clone(), options.admin_token.as_ref()));
     if options.api_is_internal {
         internal_routes = internal_routes.merge(api);
     } else {
@@ -99,13 +98,18 @@ fn start(
         public_routes = public_routes.merge(crate::demo::router());
     }
 
-    let acceptor =
-        AcceptorOptions { node: node.clone(), router: public_routes, tls: options.tls, handshake: options.handshake };
+    let acceptor = AcceptorOptions {
+        node: node.clone(),
+        router: public_routes,
+        tls: options.tls,
+        handshake: options.handshake,
+        addresses: Arc::new(options.addresses),
+    };
     let (failed, failures) = mpsc::channel();
     for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         start_shard(index, &node, inbox, options.hub, listener, acceptor.clone(), failed.clone())?;
     }
-    Ok(Started { node, internal_routes, failures, drain: options.drain, reload: options.reload })
+    Ok(Started { node, internal_routes, failures, reload: options.reload })
 }
 
 /// Starts the thread of a shard.

@@ -14,14 +14,15 @@ use backplane::memory::MemoryLimits;
 use tokio_rustls::TlsAcceptor;
 use tracing_subscriber::EnvFilter;
 
-use super::drain::DrainTimes;
 use super::websocket_url;
 use crate::cli::{self, Command};
-use crate::config::{ApiListen, BackplaneKind, Config, Handshake, Log, LogFormat, Sources};
+use crate::config::{ApiListen, BackplaneKind, Config, Handshake, Log, LogFormat, Secret, Sources};
+use crate::drain::DrainTimes;
 use crate::hub::HubSettings;
 use crate::hub::registry::SHARDS_MAX;
-use crate::node::Runtime;
+use crate::node::{NodeOptions, Runtime};
 use crate::shard::inbox::InboxLimits;
+use crate::transport::client_address::AddressRules;
 use crate::transport::tls;
 
 /// Descriptors kept for everything that is not a client: listeners, files, handshakes, API calls.
@@ -32,6 +33,10 @@ const OWN_DESCRIPTORS: usize = 128;
 
 /// The client library of Redis, as it calls itself in logs.
 const REDIS_CLIENT: &str = "fred";
+
+/// Handshakes among the connections of a shard that are no WebSockets, by their bounds: a quarter more at the hard limit,
+/// and as many calls of the API.
+const HANDSHAKES_SHARE: (usize, usize) = (4, 9);
 
 /// Even with next to no descriptors, some handshakes have to be possible.
 const HANDSHAKES_MIN: usize = 16;
@@ -58,18 +63,20 @@ pub struct Options {
     pub backplane: BackplaneKind,
     /// Bounds of the embedded backplane.
     pub memory: MemoryLimits,
-    /// Client connections at most.
-    pub connections_max: usize,
+    /// What the node as a whole is bound by.
+    pub node: NodeOptions,
+    /// What calls of `/admin` must present.
+    pub admin_token: Option<Secret>,
     /// Bounds on connections that are not WebSockets yet.
     pub handshake: Handshake,
+    /// Whom to believe about the addresses of clients.
+    pub addresses: AddressRules,
     /// The server API is on the internal listener.
     pub api_is_internal: bool,
     /// Bounds of the server API.
     pub api: crate::api::ApiLimits,
     /// Serve the demo page.
     pub demo: bool,
-    /// How the process ends.
-    pub drain: DrainTimes,
     /// What to print once everything is bound.
     pub announce: Box<dyn Fn(&Places) -> String + Send>,
     /// Reads the configuration again.
@@ -145,7 +152,18 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
         hub: hub_settings(&config),
         inbox: InboxLimits { deliveries: config.hub.queue_len, bytes: config.hub.queue_bytes },
         memory: config.memory,
-        connections_max,
+        node: NodeOptions {
+            connections_max,
+            connections_per_user: config.client.connections_per_user,
+            admission: config.admission,
+            drain: DrainTimes {
+                grace_accept: config.drain.grace_accept,
+                window: config.drain.window,
+                deadline: config.drain.deadline,
+            },
+        },
+        addresses: config.addresses.clone(),
+        admin_token: config.internal.admin_token.clone(),
         handshake: Handshake { in_flight: config.handshake.in_flight.min(handshakes_max), ..config.handshake.clone() },
         api_is_internal: config.api.listen == ApiListen::Internal,
         api: crate::api::ApiLimits {
@@ -154,7 +172,6 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
             commands_per_batch: config.api.commands_per_batch,
         },
         demo: config.dev,
-        drain: DrainTimes { grace_accept: config.drain.grace_accept, window: config.drain.window },
         announce: announcement(&config),
         reload: reload(config, sources),
     })
@@ -169,6 +186,7 @@ fn hub_settings(config: &Config) -> HubSettings {
         hold_back_len: config.hub.hold_back_len,
         hold_back_bytes: config.hub.hold_back_bytes,
         recovery_limit: config.client.session.recovery_limit,
+        recovery_share: config.hub.recovery_share,
         repair_limit: config.hub.repair_limit,
         repair_rounds: config.hub.repair_rounds,
         retry_delay: config.hub.retry_delay,
@@ -188,8 +206,9 @@ fn descriptors(configured: usize, shards: usize) -> Result<(usize, usize)> {
         );
     }
     let connections = configured.min(room);
-    let handshakes = available.saturating_sub(connections).saturating_sub(OWN_DESCRIPTORS) / shards;
-    Ok((connections, handshakes.max(HANDSHAKES_MIN)))
+    let others = available.saturating_sub(connections).saturating_sub(OWN_DESCRIPTORS) / shards;
+    let (share, of) = HANDSHAKES_SHARE;
+    Ok((connections, (others / of * share).max(HANDSHAKES_MIN)))
 }
 
 fn reload(config: Config, sources: Sources) -> Reload {

@@ -1,7 +1,7 @@
 //! Commands of the server API and of operators, carried out on this shard's connections.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backplane::ClientId;
 use rand::seq::SliceRandom;
@@ -12,6 +12,10 @@ use session::io::Input;
 use super::Shard;
 use super::command::{Action, Applied, Command, ShardCounts, Survey, Target};
 use super::connection::{Connection, Phase};
+use crate::drain::plan::Spread;
+
+/// Closes of a drain before other tasks get their turn: each cleans up after a session.
+const CLOSES_PER_TURN: usize = 100;
 
 /// Pause between two looks at how many connections should be closed by now. Small enough that the closes are even,
 /// large enough that a long drain costs nothing.
@@ -48,7 +52,7 @@ impl Shard {
                     let (channel, code, reason) = (channel.clone(), code.code(), code.reason());
                     self.input(&connection, Input::ServerUnsubscribe { channel, code, reason });
                 }
-                Action::Disconnect(code) => self.input(&connection, Input::Close(code.clone())),
+                Action::Disconnect(code) => self.input(&connection, Input::CloseWhenAnswered(code.clone())),
                 Action::Refresh(refresh) => {
                     let refresh = refresh.clone();
                     let input = Input::ServerRefresh {
@@ -109,28 +113,21 @@ impl Shard {
         keys.shuffle(&mut rand::rng());
         let shard = self.clone();
         tokio::task::spawn_local(async move {
-            let total = keys.len();
-            let started = tokio::time::Instant::now();
-            let mut closed = 0;
+            let started = Instant::now();
+            let mut spread = Spread::new(keys.len(), window, &mut rand::rng());
             loop {
-                let elapsed = started.elapsed();
-                let due = if elapsed >= window {
-                    total
-                } else {
-                    (total as f64 * elapsed.as_secs_f64() / window.as_secs_f64()) as usize
-                };
-                for key in &keys[closed..due] {
+                for (count, key) in keys[spread.due(started.elapsed(), &mut rand::rng())].iter().enumerate() {
                     if let Some(connection) = shard.connection(*key)
                         && connection.phase.get() == Phase::Open
                     {
-                        shard.input(&connection, Input::Close(code.clone()));
+                        shard.input(&connection, Input::CloseWhenAnswered(code.clone()));
+                    }
+                    if count % CLOSES_PER_TURN == CLOSES_PER_TURN - 1 {
+                        tokio::task::yield_now().await;
                     }
                 }
-                closed = due;
-                if closed == total {
-                    return;
-                }
-                tokio::time::sleep(DRAIN_STEP.min(window)).await;
+                let Some(next) = spread.next_at() else { return };
+                tokio::time::sleep(next.saturating_sub(started.elapsed()).max(DRAIN_STEP.min(window))).await;
             }
         });
     }

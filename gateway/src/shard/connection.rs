@@ -15,10 +15,20 @@ use session::time::Tick;
 
 use super::Shard;
 use super::batch::BatchId;
+use crate::admission::AddressSlot;
 use crate::hub::{ConnKey, Outgoing};
 use crate::proxy::Forwarded;
 use crate::transport::socket::{Sent, Socket};
 use crate::transport::wire::{Event, Reader};
+
+/// What is known of a client before its connection is made.
+#[derive(Default)]
+pub struct Arrival {
+    /// Its place among the connections of its address; `None` where these are not counted.
+    pub slot: Option<AddressSlot>,
+    /// What proxies are to be told of its request.
+    pub forwarded: Option<Box<Forwarded>>,
+}
 
 /// How far a connection has come towards its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +74,8 @@ pub struct Connection {
     pub(super) armed: Cell<u64>,
     /// When a closing connection is dropped without the peer's consent.
     pub(super) drop_at: Cell<Tick>,
+    /// Its place in the count of its address. `None` unless addresses are counted.
+    pub(super) slot: Cell<Option<Box<AddressSlot>>>,
     waker: RefCell<Option<Waker>>,
     /// Headers for the calls of proxies. `None` where nothing is to be passed on.
     pub(super) forwarded: Cell<Option<Box<Forwarded>>>,
@@ -116,6 +128,7 @@ impl Connection {
             corked: Cell::new(None),
             armed: Cell::new(u64::MAX),
             drop_at: Cell::new(Tick(u64::MAX)),
+            slot: Cell::new(None),
             waker: RefCell::new(None),
             forwarded: Cell::new(None),
         }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use backplane::{ChannelName, HistoryQuery, NewPublication, PresenceEvent};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use protocol::Reply;
+use protocol::{Reply, ReplyBody};
+use session::ClientError;
 use session::close::CloseCode;
 use session::io::{Input, Join, OperationError, Output};
 use session::proxy::PublishOptions;
 
 use super::connection::{Connection, Phase};
 use super::{CLOSE_TIMEOUT, Shard, Work};
-use crate::hub::registry::Interest;
 use crate::hub::shard_hub::Port;
 use crate::hub::{Check, ConnKey, Effect, Hub, Outgoing};
 use crate::node::Publish;
@@ -67,6 +67,7 @@ impl Shard {
                 Some(Work::Input(connection, input)) => self.feed(&connection, input),
                 Some(Work::Output(connection, output)) => self.carry_out(&connection, output),
                 Some(Work::Effect(effect)) => self.effect(effect),
+                None if self.send_interest() => {}
                 None => return,
             }
         }
@@ -115,12 +116,19 @@ impl Shard {
         let established = {
             let runtime = self.node.runtime();
             let mut session = connection.session.borrow_mut();
+            let was_answering = session.is_answering() && matches!(input, Input::Deadline);
             session.handle(&runtime.context(), now, input, &mut outputs);
+            if was_answering && session.is_closed() {
+                self.meters.unanswered();
+            }
             session.is_established()
         };
         for output in outputs.drain(..) {
             match output {
                 Output::Send(reply) => {
+                    if is_refusal(&reply) {
+                        self.meters.refused();
+                    }
                     self.reply(connection, &reply);
                     // The first reply of an established session is that to its connect: what waited for it follows.
                     if established && !connection.established.replace(true) {
@@ -163,10 +171,16 @@ impl Shard {
                 });
             }
             Output::Established { info } => {
-                if connection.phase.get() == Phase::Open && !connection.indexed.replace(true) {
-                    self.users.borrow_mut().insert(&info.user, connection.key.index);
-                    self.meters.established();
+                if connection.phase.get() != Phase::Open || connection.indexed.get() {
+                    return;
                 }
+                if !self.node.user_limits.enter(&info.user) {
+                    self.meters.user_refused();
+                    return self.feed(connection, Input::Close(CloseCode::ConnectionLimit));
+                }
+                connection.indexed.set(true);
+                self.users.borrow_mut().insert(&info.user, connection.key.index);
+                self.meters.established();
             }
             Output::Join(join) => self.join(conn, join),
             Output::Leave { channel, hub, presence } => {
@@ -248,6 +262,12 @@ impl Shard {
     /// Presence first, then the hub; the session hears `Joined` exactly once, and after an error nothing is left.
     fn join(self: &Rc<Self>, connection: Rc<Connection>, join: Join) {
         connection.joins_in_flight.set(connection.joins_in_flight.get() + 1);
+        if connection.session.borrow().is_closed() {
+            // It closed in the same breath: nothing has to be made only to be undone.
+            let result = Err(OperationError::Unavailable("the connection is gone".to_owned()));
+            self.enqueue(Work::Input(connection, Input::Joined { channel: join.channel, result }));
+            return;
+        }
         let Some(info) = join.presence.clone() else {
             self.join_hub(&connection, &join);
             return;
@@ -346,63 +366,6 @@ impl Shard {
                 shard.enqueue(Work::Effect(next));
             }
         });
-    }
-
-    fn declare_interest(self: &Rc<Self>, channel: ChannelName) {
-        match self.node.registry.interest(&channel, self.index) {
-            Interest::Active(known) => self.acknowledged(&channel, Ok(known)),
-            Interest::Subscribe => self.subscribe(channel),
-            Interest::Wait => {}
-        }
-    }
-
-    fn subscribe(self: &Rc<Self>, channel: ChannelName) {
-        let backplane = self.node.backplane.clone();
-        let channels = [channel];
-        self.perform(
-            async move {
-                let result = backplane.subscribe(&channels).await;
-                let [channel] = channels;
-                (channel, result)
-            },
-            |shard, (channel, result)| {
-                let result = result.map_err(|error| error.to_string());
-                if shard.node.registry.subscribed(&channel, &result, shard.index) {
-                    shard.acknowledged(&channel, result.map(|()| None));
-                }
-            },
-        );
-    }
-
-    pub(super) fn acknowledged(
-        self: &Rc<Self>,
-        channel: &str,
-        result: Result<Option<backplane::StreamPosition>, String>,
-    ) {
-        let now = self.now().tick;
-        self.with_hub(|hub, port| hub.acknowledged(channel, result, now, port));
-    }
-
-    fn release_interest(self: &Rc<Self>, channel: ChannelName) {
-        if !self.node.registry.release(&channel, self.index) {
-            return;
-        }
-        let backplane = self.node.backplane.clone();
-        let channels = [channel];
-        self.perform(
-            async move {
-                if let Err(error) = backplane.unsubscribe(&channels).await {
-                    tracing::debug!(%error, "unsubscribe failed; deliveries without subscribers are dropped here");
-                }
-                let [channel] = channels;
-                channel
-            },
-            |shard, channel| {
-                if shard.node.registry.unsubscribed(&channel) {
-                    shard.subscribe(channel);
-                }
-            },
-        );
     }
 
     // --- sending ---
@@ -567,6 +530,11 @@ impl Shard {
         connection.wake();
         self.with_hub(|hub, port| hub.detach(connection.key, now, port));
     }
+}
+
+/// A command that was not carried out because its connection sends too much.
+fn is_refusal(reply: &Reply) -> bool {
+    matches!(&reply.body, Some(ReplyBody::Error(error)) if error.code == ClientError::TooManyRequests.code())
 }
 
 fn unavailable(error: backplane::BackplaneError) -> OperationError {

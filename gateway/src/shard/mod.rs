@@ -1,8 +1,9 @@
 //! A shard: one core's listener, connections, sessions and channels, on one thread with its own runtime.
 //!
 //! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
-//! session, task), `drive` (carrying out what sessions and the hub ask for), `pass` (fan-out), [`batch`]
-//! (what a pass gathers per connection), `proxies` (asking the application), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
+//! session, task), `drive` (carrying out what sessions and the hub ask for), `interest` (subscribing channels at the
+//! backplane, many at a time), `pass` (fan-out), [`batch`] (what a pass gathers per connection), `proxies` (asking the
+//! application), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
 //! [`wheel`], `users`, `losses`.
 
 pub mod batch;
@@ -11,6 +12,7 @@ mod commands;
 pub mod connection;
 mod drive;
 pub mod inbox;
+mod interest;
 mod losses;
 mod pass;
 mod perform;
@@ -32,6 +34,7 @@ use slab::Slab;
 use self::batch::Batches;
 use self::connection::{Connection, ConnectionTask, Phase};
 use self::inbox::Inbox;
+use self::interest::Gathered;
 use self::losses::Losses;
 use self::users::Users;
 use self::wheel::Wheel;
@@ -39,7 +42,6 @@ use crate::hub::shard_hub::HubCounters;
 use crate::hub::{ConnKey, Effect, Hub, HubSettings};
 use crate::metrics::{ShardGauges, ShardMeters};
 use crate::node::Node;
-use crate::proxy::Forwarded;
 use crate::transport::socket::{Socket, Stream};
 
 /// Bytes read from a socket in one go, shared by all connections of a shard.
@@ -47,6 +49,9 @@ const SCRATCH_BYTES: usize = 64 << 10;
 
 /// How long a closing connection may wait for the peer's close frame (protocol section 5.3).
 const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Entries for which a list that is used again keeps its memory.
+const SPARE_KEPT: usize = 1024;
 
 /// Sizes that the socket side of a connection needs on every event.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +83,7 @@ pub struct Shard {
     losses: RefCell<Losses>,
     reads_under_way: Cell<usize>,
     reads_waiting: RefCell<VecDeque<Effect>>,
+    interest: RefCell<Gathered>,
     wheel: RefCell<Wheel>,
     batches: RefCell<Batches>,
     /// Connections with a batch.
@@ -123,6 +129,7 @@ impl Shard {
             losses: RefCell::new(Losses::new(hub.losses_per_tick)),
             reads_under_way: Cell::new(0),
             reads_waiting: RefCell::default(),
+            interest: RefCell::default(),
             wheel: RefCell::new(Wheel::new(now)),
             batches: RefCell::default(),
             dirty: RefCell::default(),
@@ -161,13 +168,7 @@ impl Shard {
     }
 
     /// Takes over an upgraded stream: from here on it is a connection of this shard.
-    pub fn adopt(
-        self: &Rc<Self>,
-        stream: Stream,
-        encoding: Encoding,
-        first_bytes: &[u8],
-        forwarded: Option<Box<Forwarded>>,
-    ) {
+    pub fn adopt(self: &Rc<Self>, stream: Stream, encoding: Encoding, first_bytes: &[u8], arrival: Arrival) {
         let now = self.now();
         let runtime = self.node.runtime();
         let session = Session::new(&runtime.context(), now, backplane::ClientId::random());
@@ -179,9 +180,9 @@ impl Shard {
             let index = u32::try_from(entry.key()).expect("fewer than 2^32 connections fit in memory");
             let key = ConnKey { index, generation };
             let socket = Socket::new(stream);
-            let connection = Connection::new(key, encoding, session, socket, first_bytes);
-            connection.forwarded.set(forwarded);
-            let connection = Rc::new(connection);
+            let connection = Rc::new(Connection::new(key, encoding, session, socket, first_bytes));
+            connection.slot.set(arrival.slot.map(Box::new));
+            connection.forwarded.set(arrival.forwarded);
             entry.insert(connection.clone());
             connection
         };
@@ -190,7 +191,7 @@ impl Shard {
         self.arm(&connection, now.tick);
         tokio::task::spawn_local(ConnectionTask { shard: self.clone(), connection: connection.clone() });
         if self.draining.get() {
-            self.input(&connection, Input::Close(session::close::CloseCode::GoingAway));
+            self.input(&connection, Input::CloseWhenAnswered(session::close::CloseCode::GoingAway));
         }
     }
 
@@ -206,6 +207,7 @@ impl Shard {
             io.leftover = None;
         }
         connection.corked.take();
+        connection.slot.take();
         self.unindex(connection);
         self.input(connection, Input::Gone);
         self.detach_from_hub(connection);
@@ -235,6 +237,7 @@ impl Shard {
         if connection.indexed.replace(false) {
             let session = connection.session.borrow();
             if let Some(info) = session.info() {
+                self.node.user_limits.leave(&info.user);
                 self.users.borrow_mut().remove(&info.user, connection.key.index);
             }
         }
@@ -315,6 +318,15 @@ impl Shard {
         self.work.borrow_mut().push_back(work);
     }
 
+    /// Gives back what a storm has left in the lists that are used again by every event.
+    fn shrink_spare(&self) {
+        self.outputs.borrow_mut().shrink_to(SPARE_KEPT);
+        self.touched.borrow_mut().shrink_to(SPARE_KEPT);
+        self.dirty.borrow_mut().shrink_to(SPARE_KEPT);
+        self.work.borrow_mut().shrink_to(SPARE_KEPT);
+        self.reads_waiting.borrow_mut().shrink_to(SPARE_KEPT);
+    }
+
     /// Hands on what was counted; the gauges, which look at every connection, once a second.
     fn report(&self) {
         let mut reported = self.reported.borrow_mut();
@@ -323,6 +335,7 @@ impl Shard {
         reported.hub = counters;
         reported.ticks += 1;
         if reported.ticks.is_multiple_of(10) {
+            self.shrink_spare();
             let hub = self.hub.borrow();
             let queue_bytes = self.connections.borrow().iter().map(|(_, connection)| connection.queued_bytes()).sum();
             let gauges =

@@ -1,20 +1,29 @@
 //! One listener per shard on the same port (SO_REUSEPORT), and the loop that accepts from it.
 
-use std::cell::Cell;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONNECTION, RETRY_AFTER};
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
 
+use super::client_address::{AddressRules, ClientAddress};
+use super::proxy_protocol;
+use super::upgrade::CONNECTION_PATHS;
+use crate::admission::{Gate, Slot, retry_after};
 use crate::config::Handshake;
 use crate::metrics::CONNECTS;
 use crate::node::Node;
@@ -24,10 +33,6 @@ const BACKLOG: i32 = 4096;
 
 /// Pause when the process is out of descriptors: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-
-/// The answer when too many handshakes are under way, before anything was read.
-const OVERLOADED: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 /// A condition that lasts is logged this often.
 const WARN_EVERY: Duration = Duration::from_secs(10);
@@ -75,29 +80,23 @@ pub struct AcceptorOptions {
     pub tls: Option<TlsAcceptor>,
     /// Bounds on connections that are not WebSockets yet. A slow-loris ends at their timeout.
     pub handshake: Handshake,
+    /// Whom to believe about the addresses of clients.
+    pub addresses: Arc<AddressRules>,
 }
 
 /// The accept loop of one shard.
 #[derive(Clone)]
 pub struct Acceptor {
     options: Rc<AcceptorOptions>,
-    /// HTTP connections of this shard: handshakes under way and API clients.
-    serving: Rc<Cell<usize>>,
-}
-
-/// Counts one HTTP connection for as long as it is served.
-struct Serving(Rc<Cell<usize>>);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
+    gate: Rc<Gate>,
 }
 
 impl Acceptor {
     /// An accept loop of the calling thread.
     pub fn new(options: AcceptorOptions) -> Self {
-        Self { options: Rc::new(options), serving: Rc::default() }
+        let gate = Gate::new(options.handshake.in_flight, options.node.admission());
+        gate.enter();
+        Self { options: Rc::new(options), gate }
     }
 
     /// Accepts until the thread ends. Runs on a shard's `LocalSet`.
@@ -106,9 +105,8 @@ impl Acceptor {
         let mut warned: Option<Instant> = None;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    let full = self.serving.get() >= self.options.handshake.in_flight;
-                    if full || (self.options.tls.is_some() && !self.options.node.has_room()) {
+                Ok((stream, address)) => {
+                    if self.gate.is_full() || (self.options.tls.is_some() && !self.options.node.has_room()) {
                         // No handshake for a connection that would be refused after it.
                         metrics::counter!(CONNECTS, "result" => "overloaded").increment(1);
                         if self.options.tls.is_none() {
@@ -116,8 +114,7 @@ impl Acceptor {
                         }
                         continue;
                     }
-                    self.serving.set(self.serving.get() + 1);
-                    tokio::task::spawn_local(self.clone().serve(stream, Serving(self.serving.clone())));
+                    tokio::task::spawn_local(self.clone().serve(stream, address.ip(), self.gate.admit()));
                 }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
@@ -131,27 +128,46 @@ impl Acceptor {
         }
     }
 
-    async fn serve(self, stream: TcpStream, _serving: Serving) {
+    async fn serve(self, mut stream: TcpStream, socket: IpAddr, slot: Slot) {
         // Frames are small and written whole: waiting for more would only add latency.
         let _ = stream.set_nodelay(true);
-        match &self.options.tls {
-            None => self.serve_http(TokioIo::new(stream)).await,
-            Some(acceptor) => {
-                let handshake = tokio::time::timeout(self.options.handshake.header_timeout, acceptor.accept(stream));
-                match handshake.await {
-                    Ok(Ok(stream)) => self.serve_http(TokioIo::new(stream)).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
-                    Err(_) => tracing::debug!("TLS handshake timed out"),
+        let patience = self.options.handshake.header_timeout;
+        let mut peer = socket;
+        if self.options.addresses.proxy_protocol && self.options.addresses.trusts(socket) {
+            match tokio::time::timeout(patience, proxy_protocol::read_header(&mut stream)).await {
+                Ok(Ok(source)) => peer = source.unwrap_or(socket),
+                failed => {
+                    metrics::counter!(CONNECTS, "result" => "bad_proxy_header").increment(1);
+                    match failed {
+                        Ok(Err(error)) => tracing::debug!(%socket, %error, "no usable PROXY header"),
+                        _ => tracing::debug!(%socket, "the PROXY header did not come in time"),
+                    }
+                    return;
                 }
             }
         }
+        match &self.options.tls {
+            None => self.serve_http(TokioIo::new(stream), peer, slot).await,
+            Some(acceptor) => match tokio::time::timeout(patience, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => self.serve_http(TokioIo::new(stream), peer, slot).await,
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
+            },
+        }
     }
 
-    async fn serve_http<I>(&self, io: I)
+    async fn serve_http<I>(&self, io: I, peer: IpAddr, slot: Slot)
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let service = TowerToHyperService::new(self.options.router.clone());
+        let service = service_fn(|request: Request<Incoming>| {
+            let has_place = request.uri().path().starts_with(CONNECTION_PATHS) || slot.is_other();
+            let mut request = request.map(Body::new);
+            let client = self.options.addresses.client(peer, request.headers());
+            request.extensions_mut().insert(ClientAddress(client));
+            let router = self.options.router.clone();
+            async move { if has_place { router.oneshot(request).await } else { Ok(busy()) } }
+        });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.handshake.header_timeout)
@@ -160,15 +176,26 @@ impl Acceptor {
             .with_upgrades()
             .await;
         if let Err(error) = served {
-            tracing::debug!(%error, "HTTP connection ended");
+            tracing::debug!(%peer, %error, "HTTP connection ended");
         }
     }
+}
+
+/// Too many connections that are not for clients.
+fn busy() -> Response {
+    let headers = [(RETRY_AFTER, retry_after()), (CONNECTION, http::HeaderValue::from_static("close"))];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, "too many connections\n").into_response()
 }
 
 /// Tells a peer that it has to come back, as far as its socket takes it at once.
 fn refuse(stream: TcpStream) {
     if let Ok(mut stream) = stream.into_std() {
-        let _ = stream.write(OVERLOADED);
+        let after = retry_after();
+        let after = after.to_str().unwrap_or("2");
+        let _ = write!(
+            stream,
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {after}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        );
     }
 }
 

@@ -1,10 +1,14 @@
 //! Sockets: accepting them, upgrading HTTP to WebSocket, reading and writing frames.
 //!
-//! [`accept`] binds and accepts, [`upgrade`] is the HTTP side of the handshake, [`wire`] reads client frames with
+//! [`accept`] binds and accepts, [`proxy_protocol`] and [`client_address`] find out who the client is ([`network`] is how
+//! operators write addresses), [`upgrade`] is the HTTP side of the handshake, [`wire`] reads client frames with
 //! tungstenite, [`frame`] writes server frames, [`socket`] is the byte stream with its bounded queue.
 
 pub mod accept;
+pub mod client_address;
 pub mod frame;
+pub mod network;
+pub mod proxy_protocol;
 pub mod socket;
 pub mod tls;
 pub mod upgrade;

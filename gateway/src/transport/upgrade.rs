@@ -17,13 +17,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::client_address::ClientAddress;
 use super::socket::Stream;
+use crate::admission::{AddressRefusal, AddressSlot, Gate, retry_after};
 use crate::metrics::CONNECTS;
 use crate::node::Node;
 use crate::shard::Shard;
 
-/// Seconds after which a refused client should try again: long enough for a pod to be gone from the endpoints.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+/// Where clients connect: requests for paths that begin like this count as handshakes.
+pub const CONNECTION_PATHS: &str = "/connection/";
 
 /// How long hyper may take to hand the stream over after the 101 was written.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,16 +35,18 @@ const JSON: &str = "centrifuge-json";
 
 /// `GET /connection/websocket`
 pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> Response {
-    match accept(&node, &mut request) {
-        Ok((upgrade, encoding, response)) => {
+    let address = request.extensions().get::<ClientAddress>().copied();
+    match accept(&node, address, &mut request) {
+        Ok(Accepted { upgrade, encoding, slot, response }) => {
             let forwarded = node.runtime().proxies.forwarded(request.headers());
+            let arrival = Arrival { slot, forwarded };
             let Some(shard) = Shard::current() else {
                 return Refusal::NoShard.into_response();
             };
             tokio::task::spawn_local(async move {
                 match tokio::time::timeout(HANDOVER_TIMEOUT, upgrade).await {
                     Ok(Ok(upgraded)) => match split(upgraded) {
-                        Some((stream, first_bytes)) => shard.adopt(stream, encoding, &first_bytes, forwarded),
+                        Some((stream, first_bytes)) => shard.adopt(stream, encoding, &first_bytes, arrival),
                         None => tracing::error!("an upgraded stream is neither TCP nor TLS"),
                     },
                     Ok(Err(error)) => tracing::debug!(%error, "the peer left during the handshake"),
@@ -53,6 +57,7 @@ pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> R
         }
         Err(refusal) => {
             metrics::counter!(CONNECTS, "result" => refusal.label()).increment(1);
+            tracing::debug!(client = ?address.map(|address| address.0), ?refusal, "an upgrade was refused");
             refusal.into_response()
         }
     }
@@ -63,6 +68,10 @@ pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> R
 enum Refusal {
     Draining,
     Full,
+    Crowded,
+    Rate,
+    AddressConnections,
+    AddressRate,
     NotAWebSocket,
     BadMethod,
     BadVersion,
@@ -76,6 +85,10 @@ impl Refusal {
         match self {
             Self::Draining => "draining",
             Self::Full => "full",
+            Self::Crowded => "overloaded",
+            Self::Rate => "rate",
+            Self::AddressConnections => "address_connections",
+            Self::AddressRate => "address_rate",
             Self::NotAWebSocket | Self::BadMethod | Self::BadVersion | Self::BadKey => "bad_handshake",
             Self::BadOrigin => "bad_origin",
             Self::NoShard => "internal",
@@ -88,6 +101,12 @@ impl IntoResponse for Refusal {
         let (status, text) = match self {
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "this node is going away\n"),
             Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "this node has no room for more connections\n"),
+            Self::Crowded => (StatusCode::SERVICE_UNAVAILABLE, "too many handshakes are under way\n"),
+            Self::Rate => (StatusCode::SERVICE_UNAVAILABLE, "too many clients connect at once\n"),
+            Self::AddressConnections => {
+                (StatusCode::TOO_MANY_REQUESTS, "this address has too many connections already\n")
+            }
+            Self::AddressRate => (StatusCode::TOO_MANY_REQUESTS, "this address connects too often\n"),
             Self::NotAWebSocket => (StatusCode::BAD_REQUEST, "this is a WebSocket endpoint: send an upgrade request\n"),
             Self::BadMethod => (StatusCode::METHOD_NOT_ALLOWED, "a WebSocket handshake is a GET request\n"),
             Self::BadVersion => (StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is spoken here\n"),
@@ -97,8 +116,8 @@ impl IntoResponse for Refusal {
         };
         let mut response = (status, text).into_response();
         match self {
-            Self::Draining | Self::Full => {
-                response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+            Self::Draining | Self::Full | Self::Crowded | Self::Rate | Self::AddressConnections | Self::AddressRate => {
+                response.headers_mut().insert(header::RETRY_AFTER, retry_after());
             }
             Self::BadVersion => {
                 response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
@@ -112,14 +131,50 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Checks everything before anything is promised.
-fn accept(node: &Node, request: &mut Request) -> Result<(OnUpgrade, Encoding, Response), Refusal> {
+impl From<AddressRefusal> for Refusal {
+    fn from(refusal: AddressRefusal) -> Self {
+        match refusal {
+            AddressRefusal::Connections => Self::AddressConnections,
+            AddressRefusal::Rate => Self::AddressRate,
+        }
+    }
+}
+
+/// What an accepted upgrade goes on with.
+struct Accepted {
+    upgrade: OnUpgrade,
+    encoding: Encoding,
+    /// The connection's place in the count of its address.
+    slot: Option<AddressSlot>,
+    response: Response,
+}
+
+/// Whether there is room for one more, from the cheapest question to the dearest. A single address that asks too often is
+/// refused before it uses up what is there for all.
+fn admit(node: &Node, address: Option<ClientAddress>) -> Result<Option<AddressSlot>, Refusal> {
     if node.is_draining() {
         return Err(Refusal::Draining);
     }
     if !node.has_room() {
         return Err(Refusal::Full);
     }
+    let gate = Gate::current();
+    if gate.as_ref().is_some_and(|gate| gate.is_crowded()) {
+        return Err(Refusal::Crowded);
+    }
+    let slot = match address {
+        Some(ClientAddress(address)) => node.address_limits.admit(address, node.uptime())?,
+        None => None,
+    };
+    if gate.is_some_and(|gate| !gate.take(node.uptime())) {
+        return Err(Refusal::Rate);
+    }
+    Ok(slot)
+}
+
+/// Checks everything before anything is promised.
+fn accept(node: &Node, address: Option<ClientAddress>, request: &mut Request) -> Result<Accepted, Refusal> {
+    let slot = admit(node, address)?;
     if request.method() != Method::GET {
         return Err(Refusal::BadMethod);
     }
@@ -151,7 +206,7 @@ fn accept(node: &Node, request: &mut Request) -> Result<(OnUpgrade, Encoding, Re
     if let Some(subprotocol) = subprotocol {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
     }
-    Ok((hyper::upgrade::on(request), encoding, response))
+    Ok(Accepted { upgrade: hyper::upgrade::on(request), encoding, slot, response })
 }
 
 /// The wire format, and the subprotocol to echo: a browser aborts when its offer is not answered.

@@ -229,5 +229,6 @@ fn hub_settings(random: &mut Random, announced: bool, tight: bool) -> HubSetting
         repair_limit: if tight { random.pick(&[1, 10, 1000]) } else { 1000 },
         repair_rounds: 16,
         retry_delay: millis(random.pick(&[100, 1000])),
+        recovery_share: millis(random.pick(&[0, 1000, 5000])),
     }
 }

@@ -303,7 +303,7 @@ impl World {
             choice => {
                 let input = match choice {
                     91..93 => Input::Close(CloseCode::ForceReconnect),
-                    93..94 => Input::Close(CloseCode::GoingAway),
+                    93..94 => Input::CloseWhenAnswered(CloseCode::GoingAway),
                     94..96 => {
                         let (channel, reason) = (ChannelName::from(channel), "subscription expired");
                         Input::ServerUnsubscribe { channel, code: 2501, reason }

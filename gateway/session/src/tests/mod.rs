@@ -1,5 +1,6 @@
 //! The session as a table of inputs and a table of outputs, in wire JSON where there is a wire form.
 
+mod closing;
 mod connect;
 mod expiry;
 mod harness;
@@ -7,6 +8,7 @@ mod lifecycle;
 mod operations;
 mod property;
 mod proxied;
+mod quota;
 mod server;
 mod size;
 mod subscribe;

@@ -40,6 +40,7 @@ enum Step {
     ServerRefresh(u8),
     Pass(u8),
     Close,
+    CloseWhenAnswered,
     Gone,
 }
 
@@ -87,6 +88,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => violation.prop_map(|kind| Step::Command(kind, 0)),
         2 => Just(Step::Undecodable),
         2 => Just(Step::Close),
+        4 => Just(Step::CloseWhenAnswered),
         2 => Just(Step::Gone),
     ];
     // Most runs connect at once, for otherwise there is little to see.
@@ -113,6 +115,8 @@ struct Model {
     connect_id: u32,
     established: bool,
     ended: bool,
+    /// Until when a close waits for the answers to the commands before it.
+    answering_until: Option<crate::Tick>,
 }
 
 impl Model {
@@ -163,6 +167,7 @@ impl Model {
             connect_id: 0,
             established: false,
             ended: false,
+            answering_until: None,
         }
     }
 
@@ -210,6 +215,14 @@ impl Model {
             }
             Step::Pass(time) => self.pass(u64::from(time) * 100),
             Step::Close => self.give(Input::Close(CloseCode::ForceReconnect)),
+            Step::CloseWhenAnswered => {
+                let was_answering = self.world.session.is_answering();
+                self.give(Input::CloseWhenAnswered(CloseCode::GoingAway));
+                if self.world.session.is_answering() && !was_answering {
+                    let patience = self.world.settings.close_patience;
+                    self.answering_until = Some(self.world.now.tick.after(patience));
+                }
+            }
             Step::Gone => {
                 self.give(Input::Gone);
                 self.ended = true;
@@ -260,7 +273,8 @@ impl Model {
             }
             Kind::Unknown => None,
         };
-        if !self.ended {
+        // A session that is about to close discards what comes now.
+        if !self.ended && !self.world.session.is_answering() {
             self.unanswered.insert(id, is_unsubscribe.then_some(channel));
         }
         self.give(Input::Command(Command { id, request }));
@@ -419,8 +433,13 @@ impl Model {
                 assert!(self.announced.remove(channel.as_str()), "{channel} left without having joined");
             }
             Output::EmulatedHeaders(_) => assert!(!self.ended && !self.established),
-            Output::Close(_) => {
+            Output::Close(code) => {
                 assert!(!self.ended, "closed twice, or after the socket was gone");
+                if let Some(until) = self.answering_until.filter(|_| code == CloseCode::GoingAway) {
+                    let in_time = self.world.now.tick < until;
+                    assert!(!in_time || self.unanswered.is_empty(), "closed without answering {:?}", self.unanswered);
+                    assert!(self.world.now.tick <= until, "the close came late");
+                }
                 self.ended = true;
                 self.unanswered.clear();
             }
@@ -489,6 +508,7 @@ impl Model {
                 self.world.session.subscriptions().map(|entry| entry.channel().to_string()).collect();
             assert_eq!((&active, &active), (&self.hub, &self.subscribed));
         }
+        assert!(!self.world.session.is_answering(), "everything is answered: nothing is left to wait for");
         self.give(Input::Gone);
         assert!(self.world.session.is_finished());
         assert_eq!(self.world.session.next_deadline(), None);

@@ -43,7 +43,7 @@ fn keys_origins_and_channels_change_and_the_rest_is_told() {
     assert!(new.channels.resolve("a").expect("without a namespace").presence);
     assert!(new.channels.resolve("chat:a").is_ok());
 
-    assert_eq!(restart, ["listen", "client.ping_interval", "drain.window"]);
+    assert_eq!(restart, ["listen", "client.ping_interval", "drain.window", "drain.deadline"]);
     assert_eq!(
         (new.listen, new.client.session.clone(), new.drain.clone()),
         (old.listen, old.client.session, old.drain)
@@ -51,7 +51,7 @@ fn keys_origins_and_channels_change_and_the_rest_is_told() {
 
     // The same keys are told again by the next reload: they still wait for the restart.
     let (_, restart) = new.reload(&bench.sources).expect("a valid configuration");
-    assert_eq!(restart, ["listen", "client.ping_interval", "drain.window"]);
+    assert_eq!(restart, ["listen", "client.ping_interval", "drain.window", "drain.deadline"]);
     bench.write("gateway.toml", OLD);
     let (_, restart) = new.reload(&bench.sources).expect("a valid configuration");
     assert_eq!(restart, Vec::<String>::new());

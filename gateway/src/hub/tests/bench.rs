@@ -109,7 +109,17 @@ impl Bench {
         Self::with(HubSettings::default())
     }
 
+    /// Every recovery reads for itself.
     pub fn with(settings: HubSettings) -> Self {
+        Self::of(HubSettings { recovery_share: Duration::ZERO, ..settings })
+    }
+
+    /// Recoveries share what they read.
+    pub fn sharing() -> Self {
+        Self::of(HubSettings::default())
+    }
+
+    fn of(settings: HubSettings) -> Self {
         let mut bench = Self { hub: Hub::new(settings), now: Tick(0), port: Recorder::default() };
         for index in 1..=9 {
             bench.hub.attach(conn(index));

@@ -1,0 +1,133 @@
+//! The bounds of one shard on connections of the public listener that are no WebSockets yet.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::AdmissionSettings;
+use super::bucket::Bucket;
+
+/// What a connection of the public listener is, as long as hyper serves it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// It has not said yet what it wants, or wants to become a WebSocket.
+    Handshake,
+    /// It calls the server API, or gets a page.
+    Other,
+}
+
+/// The bounds of one shard on connections that are no WebSockets yet. Handshakes and calls of the API are counted apart,
+/// so that a storm of the former leaves room for the latter.
+pub struct Gate {
+    in_flight_max: usize,
+    handshakes: Cell<usize>,
+    others: Cell<usize>,
+    bucket: RefCell<Bucket>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Gate>>> = const { RefCell::new(None) };
+}
+
+impl Gate {
+    /// With room for so many handshakes, and as many other connections.
+    pub fn new(in_flight_max: usize, settings: &AdmissionSettings) -> Rc<Self> {
+        Rc::new(Self {
+            in_flight_max,
+            handshakes: Cell::new(0),
+            others: Cell::new(0),
+            bucket: RefCell::new(Bucket::new(settings.rate, settings.ramp)),
+        })
+    }
+
+    /// Makes this the gate of the calling thread.
+    pub fn enter(self: &Rc<Self>) {
+        CURRENT.with(|current| *current.borrow_mut() = Some(self.clone()));
+    }
+
+    /// The gate of the calling thread. `None` on other threads.
+    pub fn current() -> Option<Rc<Self>> {
+        CURRENT.with(|current| current.borrow().clone())
+    }
+
+    /// Whether an upgrade has to be refused because of the others that are under way.
+    pub fn is_crowded(&self) -> bool {
+        self.handshakes.get() > self.in_flight_max
+    }
+
+    /// Whether not even a refusal can be afforded: a quarter more than the bound. Between the two, connections are
+    /// accepted and read, as they may call the API.
+    pub fn is_full(&self) -> bool {
+        self.handshakes.get() >= self.in_flight_max + self.in_flight_max.div_ceil(4)
+    }
+
+    /// Takes one of the tokens for upgrade requests.
+    pub fn take(&self, since_start: Duration) -> bool {
+        self.bucket.borrow_mut().take(since_start)
+    }
+
+    /// Counts a connection that was just accepted.
+    pub fn admit(self: &Rc<Self>) -> Slot {
+        self.handshakes.set(self.handshakes.get() + 1);
+        Slot { gate: self.clone(), kind: Cell::new(Kind::Handshake) }
+    }
+}
+
+/// The place of one connection in the counts of its shard, until it is dropped.
+pub struct Slot {
+    gate: Rc<Gate>,
+    kind: Cell<Kind>,
+}
+
+impl Slot {
+    /// The connection does not want to become a WebSocket. False when there are too many of its kind.
+    #[must_use]
+    pub fn is_other(&self) -> bool {
+        if self.kind.get() == Kind::Other {
+            return true;
+        }
+        if self.gate.others.get() >= self.gate.in_flight_max {
+            return false;
+        }
+        self.kind.set(Kind::Other);
+        self.gate.handshakes.set(self.gate.handshakes.get() - 1);
+        self.gate.others.set(self.gate.others.get() + 1);
+        true
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let count = match self.kind.get() {
+            Kind::Handshake => &self.gate.handshakes,
+            Kind::Other => &self.gate.others,
+        };
+        count.set(count.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_the_api_leave_room_for_handshakes_and_the_other_way_round() {
+        let gate = Gate::new(4, &AdmissionSettings::default());
+        let mut slots: Vec<Slot> = (0..4).map(|_| gate.admit()).collect();
+        assert!(!gate.is_crowded());
+        assert!(slots[0].is_other() && slots[0].is_other());
+        slots.extend((0..2).map(|_| gate.admit()));
+        assert!(gate.is_crowded() && gate.is_full(), "five handshakes, where four may be");
+        slots.truncate(4);
+        assert!(!gate.is_crowded());
+        for slot in &slots[1..] {
+            assert!(slot.is_other());
+        }
+        let fifth = gate.admit();
+        assert!(!fifth.is_other(), "four others");
+        slots.clear();
+        assert!(fifth.is_other());
+        drop(fifth);
+        assert_eq!((gate.handshakes.get(), gate.others.get()), (0, 0));
+    }
+}
