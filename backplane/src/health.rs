@@ -19,6 +19,7 @@ pub(crate) struct Health {
     calls_timed_out: AtomicU64,
     deliveries: AtomicU64,
     deliveries_lost: AtomicU64,
+    deliveries_unwanted: AtomicU64,
     restorations: AtomicU64,
     channels: AtomicU64,
     outage: Mutex<Outage>,
@@ -44,6 +45,7 @@ impl Health {
             calls_timed_out: AtomicU64::new(0),
             deliveries: AtomicU64::new(0),
             deliveries_lost: AtomicU64::new(0),
+            deliveries_unwanted: AtomicU64::new(0),
             restorations: AtomicU64::new(0),
             channels: AtomicU64::new(0),
             outage: Mutex::default(),
@@ -66,6 +68,7 @@ impl Health {
             calls_timed_out: self.calls_timed_out.load(Relaxed),
             deliveries: self.deliveries.load(Relaxed),
             deliveries_lost: self.deliveries_lost.load(Relaxed),
+            deliveries_unwanted: self.deliveries_unwanted.load(Relaxed),
             restorations: self.restorations.load(Relaxed),
             channels: self.channels.load(Relaxed),
         }
@@ -79,6 +82,12 @@ impl Health {
 
     pub(crate) fn delivered(&self) {
         self.deliveries.fetch_add(1, Relaxed);
+    }
+
+    /// A delivery came that no channel of this node wants.
+    #[cfg(feature = "nats")]
+    pub(crate) fn unwanted(&self) {
+        self.deliveries_unwanted.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn lost(&self, deliveries: u64) {

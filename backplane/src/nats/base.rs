@@ -11,6 +11,7 @@ use super::clock::Clock;
 use super::config::NatsConfig;
 use super::connection::Access;
 use super::names::Names;
+use super::order::Order;
 use super::request::{CallError, Write};
 use super::stream::{Stream, StreamSettings};
 use super::subscriber::SinkCell;
@@ -35,6 +36,8 @@ pub(super) struct Base {
     pub(super) names: Names,
     pub(super) config: Arc<NatsConfig>,
     pub(super) sink: SinkCell,
+    /// In which order steps in one channel go.
+    pub(super) order: Order,
     meta: Arc<Stream>,
     clock: Arc<Clock>,
     timekeeper: JoinHandle<()>,
@@ -56,7 +59,7 @@ impl Base {
         calls.call(set_clock(&clock, &meta, subject.clone())).await?;
         let timekeeper =
             tokio::spawn(keep_time(Arc::downgrade(&clock), Arc::clone(&meta), Arc::downgrade(&calls), subject));
-        Ok(Self { calls, names, config, sink, meta, clock, timekeeper })
+        Ok(Self { calls, names, config, sink, order: Order::new(), meta, clock, timekeeper })
     }
 
     /// A stream with these settings, which is made when it is first used.

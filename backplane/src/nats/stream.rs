@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::calls::Calls;
 use super::clock::unix_nanoseconds;
 use super::connection::{Connection, Server};
+use super::envelope::{Knowledge, id_of};
 use super::fence::Fences;
 use super::names::Names;
 use super::request::{CallError, Stored, StreamInfo, Write};
@@ -36,8 +37,8 @@ pub(super) struct StreamSettings {
     pub(super) name: String,
     /// The subjects that it takes, with wildcards.
     pub(super) subject: String,
-    /// Messages that are kept of each subject.
-    pub(super) per_subject: usize,
+    /// Messages that are kept of each subject; -1 for all.
+    pub(super) per_subject: i64,
     /// How long messages are kept; `None` for ever.
     pub(super) max_age: Option<Duration>,
     /// How long ids of writes are remembered; not longer than messages are kept.
@@ -151,7 +152,7 @@ pub(super) struct Ready {
 struct Witness {
     epoch: Epoch,
     number: u64,
-    payload_id: u64,
+    id: u64,
     fence_count: u32,
 }
 
@@ -237,6 +238,18 @@ impl Stream {
         *self.lineage.write() = None;
     }
 
+    /// Doubts the stream unless as much is known of it already as a writer knew.
+    pub(super) fn doubt_unless(&self, theirs: Knowledge) {
+        let mut lineage = self.lineage.write();
+        let is_enough = lineage.as_ref().is_some_and(|lineage| {
+            let ours = lineage.knowledge();
+            ours.epoch_check == theirs.epoch_check && !ours.is_behind(theirs)
+        });
+        if !is_enough {
+            *lineage = None;
+        }
+    }
+
     /// Doubts the stream if `error` is one after which it may not be what it was. To be called with every error of a
     /// request to it.
     pub(super) fn failed(&self, error: &CallError) {
@@ -246,7 +259,7 @@ impl Stream {
     }
 
     /// Remembers a message that this node wrote, so that its loss is noticed.
-    pub(super) fn wrote(&self, lineage: &Lineage, number: u64, payload_id: u64) {
+    pub(super) fn wrote(&self, lineage: &Lineage, number: u64, id: u64) {
         if !lineage.is_clustered {
             return;
         }
@@ -254,7 +267,7 @@ impl Stream {
         let mut witness = self.witness.lock();
         // Answers may come in any order.
         if witness.as_ref().is_none_or(|last| last.epoch != epoch || last.number < number) {
-            *witness = Some(Witness { epoch, number, payload_id, fence_count });
+            *witness = Some(Witness { epoch, number, id, fence_count });
         }
     }
 
@@ -404,14 +417,9 @@ impl Stream {
             return Ok(false);
         }
         let found = connection.at(self.name(), witness.number).await?;
-        let is_there = found.is_some_and(|found| payload_id(&found.payload) == Some(witness.payload_id));
+        let is_there = found.is_some_and(|found| id_of(&found.payload) == Some(witness.id));
         Ok(!is_there)
     }
-}
-
-/// Where the random id of a payload is in it: after version, kind and number of fences (see `envelope`).
-fn payload_id(payload: &[u8]) -> Option<u64> {
-    payload.get(6..14)?.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// Whether the server of the connection may be another one than that of the stream.
