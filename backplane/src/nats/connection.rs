@@ -256,6 +256,19 @@ impl Connection {
         Ok(answers)
     }
 
+    /// A subject for answers that bear the subjects of stored messages, as those of consumers do, and the subscription to
+    /// it.
+    pub(super) async fn open_inbox(&self) -> Result<(String, Subscriber), CallError> {
+        let inbox = self.client.new_inbox();
+        let answers = self.subscribe(inbox.clone()).await?;
+        Ok((inbox, answers))
+    }
+
+    /// Hands a message to the connection that names where answers are to go.
+    pub(super) async fn send_from(&self, inbox: String, subject: String, payload: Bytes) -> Result<(), CallError> {
+        self.client.publish_with_reply(subject, inbox, payload).await.map_err(unsendable)
+    }
+
     async fn dispatch(
         &self,
         subject: String,

@@ -36,6 +36,7 @@ mod connection;
 mod envelope;
 mod fence;
 mod hold;
+mod members;
 mod names;
 mod order;
 mod partition;
@@ -43,8 +44,10 @@ mod presence;
 mod publish;
 mod read;
 mod request;
+mod sessions;
 mod stream;
 mod subscriber;
+mod table;
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -55,6 +58,8 @@ use tokio::task::JoinHandle;
 use base::Base;
 use classes::Classes;
 pub use config::{Address, NatsAuth, NatsConfig, NatsTls, PARTITIONS, Storage};
+use members::Fleet;
+use sessions::Sessions;
 use stream::{Stream, StreamSettings};
 use subscriber::Deliveries;
 
@@ -74,6 +79,8 @@ pub struct NatsBackplane {
     deliveries: Deliveries,
     /// Publications without history that must not be repeated.
     once: Arc<Stream>,
+    fleet: Fleet,
+    sessions: Sessions,
     lookout: JoinHandle<()>,
 }
 
@@ -98,9 +105,11 @@ impl NatsBackplane {
             is_fenced: false,
         });
         base.calls.call(once.ready()).await?;
+        let (fleet, sessions) = (Fleet::new(&base), Sessions::new(&base));
+        base.calls.call(async { futures_util::try_join!(fleet.prepare(), sessions.prepare()) }).await?;
         let deliveries = Deliveries::connect(&base, &classes).await?;
         let lookout = tokio::spawn(look(Arc::downgrade(&classes), Arc::clone(&base.config)));
-        Ok(Self { base, classes, deliveries, once, lookout })
+        Ok(Self { base, classes, deliveries, once, fleet, sessions, lookout })
     }
 
     /// Closes the connections. Calls fail from now on.

@@ -9,6 +9,7 @@ use async_nats::{HeaderMap, Message, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -247,6 +248,29 @@ impl Connection {
         Ok(())
     }
 
+    /// Removes the messages of the subjects that match `filter` up to this number; later ones stay.
+    pub(super) async fn purge_up_to(&self, stream: &str, filter: &str, number: u64) -> Result<(), CallError> {
+        // The server takes the first number that stays.
+        let body = json!({ "filter": filter, "seq": number + 1 });
+        let _: Value = self.api(&format!("STREAM.PURGE.{stream}"), &body).await?;
+        Ok(())
+    }
+
+    /// How many subjects that match `filter` have messages.
+    pub(super) async fn count_subjects(&self, stream: &str, filter: &str) -> Result<usize, CallError> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: State,
+        }
+        #[derive(Deserialize)]
+        struct State {
+            #[serde(default)]
+            subjects: Option<serde_json::Map<String, Value>>,
+        }
+        let info: Info = self.api(&format!("STREAM.INFO.{stream}"), &json!({ "subjects_filter": filter })).await?;
+        Ok(info.state.subjects.map_or(0, |subjects| subjects.len()))
+    }
+
     /// Hands a write to the connection: see [`ask`](Self::ask). The answer is for [`written`].
     pub(super) async fn begin_write(&self, write: Write) -> Result<Answer, CallError> {
         let headers = write.headers();
@@ -386,14 +410,16 @@ impl Connection {
 
     async fn pull(&self, stream: &str, consumer: &str, count: usize) -> Result<Vec<Stored>, CallError> {
         let mut messages = Vec::with_capacity(count.min(PAGE_MAX));
+        // Messages keep their subject, so it is the subscription that tells whose answer they are.
+        let (inbox, mut answers) = self.open_inbox().await?;
         while messages.len() < count {
             let batch = (count - messages.len()).min(PAGE_MAX);
             let before = messages.len();
             let request = json!({ "batch": batch, "no_wait": true }).to_string();
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
-            let mut answers = self.ask_for_many(subject, Bytes::from(request)).await?;
+            self.send_from(inbox.clone(), subject, Bytes::from(request)).await?;
             while messages.len() < before + batch {
-                let answer = answers.next().await?;
+                let answer = answers.next().await.ok_or_else(CallError::away)?;
                 match status(&answer)? {
                     None => messages.push(consumed(answer)?),
                     // No more, at the time: some were removed meanwhile.
