@@ -256,6 +256,14 @@ impl Connection {
         Ok(answers)
     }
 
+    /// A subscription of its own for answers that come under other subjects than the one they are asked to be sent to,
+    /// as those of consumers do.
+    pub(super) async fn mailbox(&self) -> Result<Mailbox<'_>, CallError> {
+        let subject = format!("{}{:x}", self.inbox, self.requests.next.fetch_add(1, Relaxed));
+        let subscriber = self.subscribe(subject.clone()).await?;
+        Ok(Mailbox { connection: self, subject, subscriber })
+    }
+
     async fn dispatch(
         &self,
         subject: String,
@@ -376,6 +384,30 @@ impl Answers {
     /// Waits for the next one, as long as the connection lives.
     pub(super) async fn next(&mut self) -> Result<Message, CallError> {
         self.receiver.recv().await.ok_or_else(CallError::away)
+    }
+}
+
+/// A place to which several answers are sent.
+pub(super) struct Mailbox<'a> {
+    connection: &'a Connection,
+    subject: String,
+    subscriber: Subscriber,
+}
+
+impl Mailbox<'_> {
+    /// Hands a request to the connection whose answers come here.
+    pub(super) async fn ask(&self, subject: String, payload: Bytes) -> Result<(), CallError> {
+        let sent = self.connection.client.publish_with_reply(subject, self.subject.clone(), payload).await;
+        sent.map_err(unsendable)
+    }
+
+    /// Waits for the next answer, as long as the connection lives.
+    pub(super) async fn next(&mut self) -> Result<Message, CallError> {
+        tokio::select! {
+            biased;
+            answer = self.subscriber.next() => answer.ok_or_else(CallError::away),
+            () = self.connection.ended() => Err(CallError::away()),
+        }
     }
 }
 

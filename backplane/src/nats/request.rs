@@ -386,14 +386,15 @@ impl Connection {
 
     async fn pull(&self, stream: &str, consumer: &str, count: usize) -> Result<Vec<Stored>, CallError> {
         let mut messages = Vec::with_capacity(count.min(PAGE_MAX));
+        let mut mailbox = self.mailbox().await?;
         while messages.len() < count {
             let batch = (count - messages.len()).min(PAGE_MAX);
             let before = messages.len();
             let request = json!({ "batch": batch, "no_wait": true }).to_string();
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
-            let mut answers = self.ask_for_many(subject, Bytes::from(request)).await?;
+            mailbox.ask(subject, Bytes::from(request)).await?;
             while messages.len() < before + batch {
-                let answer = answers.next().await?;
+                let answer = mailbox.next().await?;
                 match status(&answer)? {
                     None => messages.push(consumed(answer)?),
                     // No more, at the time: some were removed meanwhile.
