@@ -256,17 +256,12 @@ impl Connection {
         Ok(answers)
     }
 
-    /// A subject for answers that bear the subjects of stored messages, as those of consumers do, and the subscription to
-    /// it.
-    pub(super) async fn open_inbox(&self) -> Result<(String, Subscriber), CallError> {
-        let inbox = self.client.new_inbox();
-        let answers = self.subscribe(inbox.clone()).await?;
-        Ok((inbox, answers))
-    }
-
-    /// Hands a message to the connection that names where answers are to go.
-    pub(super) async fn send_from(&self, inbox: String, subject: String, payload: Bytes) -> Result<(), CallError> {
-        self.client.publish_with_reply(subject, inbox, payload).await.map_err(unsendable)
+    /// A subscription of its own for answers that come under other subjects than the one they are asked to be sent to,
+    /// as those of consumers do.
+    pub(super) async fn mailbox(&self) -> Result<Mailbox<'_>, CallError> {
+        let subject = format!("{}{:x}", self.inbox, self.requests.next.fetch_add(1, Relaxed));
+        let subscriber = self.subscribe(subject.clone()).await?;
+        Ok(Mailbox { connection: self, subject, subscriber })
     }
 
     async fn dispatch(
@@ -389,6 +384,30 @@ impl Answers {
     /// Waits for the next one, as long as the connection lives.
     pub(super) async fn next(&mut self) -> Result<Message, CallError> {
         self.receiver.recv().await.ok_or_else(CallError::away)
+    }
+}
+
+/// A place to which several answers are sent.
+pub(super) struct Mailbox<'a> {
+    connection: &'a Connection,
+    subject: String,
+    subscriber: Subscriber,
+}
+
+impl Mailbox<'_> {
+    /// Hands a request to the connection whose answers come here.
+    pub(super) async fn ask(&self, subject: String, payload: Bytes) -> Result<(), CallError> {
+        let sent = self.connection.client.publish_with_reply(subject, self.subject.clone(), payload).await;
+        sent.map_err(unsendable)
+    }
+
+    /// Waits for the next answer, as long as the connection lives.
+    pub(super) async fn next(&mut self) -> Result<Message, CallError> {
+        tokio::select! {
+            biased;
+            answer = self.subscriber.next() => answer.ok_or_else(CallError::away),
+            () = self.connection.ended() => Err(CallError::away()),
+        }
     }
 }
 

@@ -46,7 +46,7 @@ impl Class {
     /// publishes are, because a stream forgets both together.
     pub(super) fn of(options: &HistoryOptions) -> Self {
         let keep = options.meta_ttl.max(options.ttl).max(IDEMPOTENCY_TTL);
-        let seconds = keep.as_secs() + u64::from(keep.subsec_nanos() > 0);
+        let seconds = keep.as_secs().saturating_add(u64::from(keep.subsec_nanos() > 0));
         Self { size: options.size.clamp(1, 1 << 30), seconds: seconds.min(CENTURY) }
     }
 

@@ -12,8 +12,8 @@ use super::request::{CallError, Stored, Write, written};
 use super::stream::{Lineage, Ready};
 use crate::record::{encode_presence, encode_publication};
 use crate::{
-    BackplaneError, ChannelName, HistoryOptions, NewPublication, Offset, PresenceEvent, PublishOptions, PublishOutcome,
-    Published, StreamPosition,
+    BackplaneError, ChannelName, NewPublication, Offset, PresenceEvent, PublishOptions, PublishOutcome, Published,
+    StreamPosition,
 };
 
 /// Attempts at a step that reads, decides and writes, each after somebody else wrote in between.
@@ -365,9 +365,4 @@ fn offset(lineage: &Lineage, number: u64) -> Result<Offset, BackplaneError> {
 /// The id of a write: of one channel only, while the server compares ids in a whole stream.
 fn write_id(channel: &ChannelName, key: &str) -> String {
     format!("{}.{}", super::names::token(channel), super::names::token(key))
-}
-
-/// Names what a class is made of, for whoever needs it again.
-pub(super) fn ttl_nanoseconds(options: &HistoryOptions) -> u64 {
-    u64::try_from(options.ttl.as_nanos()).unwrap_or(u64::MAX)
 }

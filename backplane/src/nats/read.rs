@@ -35,21 +35,27 @@ impl NatsBackplane {
         query: &HistoryQuery,
         options: HistoryOptions,
     ) -> Result<HistoryPage, BackplaneError> {
-        let kept = self.classes.of(&options)?;
+        let mut kept = self.classes.of(&options)?;
+        let mut is_own = true;
         self.base
             .calls
             .call(async {
                 for _ in 0..ATTEMPTS {
                     let ready = self.ready(&kept).await?;
-                    match self.try_read(&ready, &kept, channel, query, &options).await {
-                        Ok(Some(page)) => return Ok(page),
+                    let reading = Reading { ready: &ready, kept: &kept, channel, options: &options, is_own };
+                    match self.try_read(&reading, query).await {
+                        Ok(page) => return Ok(page),
+                        Err(ReadError::Elsewhere(other)) => {
+                            kept = other;
+                            is_own = false;
+                        }
                         // The stream is not what it was when this began.
-                        Ok(None) => kept.stream.doubt(),
-                        Err(CallError::NoStream) => {
+                        Err(ReadError::Behind) => kept.stream.doubt(),
+                        Err(ReadError::Call(CallError::NoStream)) => {
                             kept.stream.doubt();
                             tokio::time::sleep(PAUSE).await;
                         }
-                        Err(error) => {
+                        Err(ReadError::Call(error)) => {
                             kept.stream.failed(&error);
                             return Err(error.into());
                         }
@@ -60,26 +66,16 @@ impl NatsBackplane {
             .await
     }
 
-    /// `None` if more must be known of the stream first.
-    async fn try_read(
-        &self,
-        ready: &Ready,
-        kept: &Arc<Kept>,
-        channel: &ChannelName,
-        query: &HistoryQuery,
-        options: &HistoryOptions,
-    ) -> Result<Option<HistoryPage>, CallError> {
-        let subject = self.base.names.stored(kept.class, channel);
-        let lineage = &ready.lineage;
+    async fn try_read(&self, reading: &Reading<'_>, query: &HistoryQuery) -> Result<HistoryPage, ReadError> {
+        let lineage = &reading.ready.lineage;
+        let known = |message: &Stored| if knows(lineage, message) { Ok(()) } else { Err(ReadError::Behind) };
         if query.limit == Some(0) {
-            let last = self.last_or_seed(ready, kept, &subject).await?;
-            if !knows(lineage, &last) {
-                return Ok(None);
-            }
-            let top = self.position(lineage, last.number)?;
+            let last = self.last_or_seed(reading).await?;
+            known(&last)?;
+            let top = position(lineage, last.number)?;
             let evidence = Evidence { entry_retained: false, oldest_previous: None, reached_top: false };
             let covered = !query.reverse && query.since.as_ref().is_some_and(|since| covered(since, &top, evidence));
-            return Ok(Some(HistoryPage { top, publications: Vec::new(), covered }));
+            return Ok(HistoryPage { top, publications: Vec::new(), covered });
         }
         let since = query.since.as_ref().filter(|_| !query.reverse);
         let from = since.and_then(|since| {
@@ -91,36 +87,26 @@ impl NatsBackplane {
             (Some(_), Some(limit)) => limit.saturating_add(2),
             _ => usize::MAX,
         };
-        let found = self.find(ready, kept, &subject, from.unwrap_or(1), count).await?;
-        if found.messages.iter().any(|message| !knows(lineage, message)) {
-            return Ok(None);
-        }
+        let found = self.find(reading, from.unwrap_or(1), count).await?;
+        found.messages.iter().try_for_each(known)?;
         let top = match found.messages.last() {
             Some(last) if found.is_whole => last.number,
-            _ => self.last_or_seed(ready, kept, &subject).await?.number,
+            _ => self.last_or_seed(reading).await?.number,
         };
-        let top = self.position(lineage, top)?;
-        page(lineage, &found, top, query, options, self.base.now()).map(Some)
-    }
-
-    fn position(&self, lineage: &Lineage, number: u64) -> Result<StreamPosition, CallError> {
-        let offset = lineage.offset(number);
-        let offset = offset.ok_or_else(|| CallError::Unexpected(format!("a last message with the number {number}")))?;
-        Ok(StreamPosition { epoch: lineage.epoch().clone(), offset })
+        let top = position(lineage, top)?;
+        // A channel that is found elsewhere is as it was made there.
+        let size = reading.options.size.clamp(1, reading.kept.class.size);
+        let ttl = u64::try_from(reading.options.ttl.as_nanos()).unwrap_or(u64::MAX);
+        let entries = entries(lineage, &found.messages, self.base.now().saturating_sub(ttl))?;
+        Ok(page(&entries, found.is_whole, top, query, size))
     }
 
     /// Reads a channel's messages from a number on. If there are none, from the beginning; and if there are none at all,
     /// it writes one, so that the channel has a position.
-    async fn find(
-        &self,
-        ready: &Ready,
-        kept: &Kept,
-        subject: &str,
-        from: u64,
-        count: usize,
-    ) -> Result<Found, CallError> {
-        let connection = &ready.connection;
-        let stream = kept.stream.name();
+    async fn find(&self, reading: &Reading<'_>, from: u64, count: usize) -> Result<Found, ReadError> {
+        let ready = reading.ready;
+        let (connection, stream) = (&ready.connection, reading.kept.stream.name());
+        let subject = &self.base.names.stored(reading.kept.class, reading.channel);
         // Whoever answers reads may lag behind whoever takes writes.
         let mut at_least = if ready.lineage.is_replicated {
             connection.last(stream, subject).await?.map(|last| last.number)
@@ -142,9 +128,9 @@ impl NatsBackplane {
                 from = 1;
                 continue;
             }
-            at_least = Some(self.seed(ready, kept, subject).await?);
+            at_least = Some(self.seed(reading).await?);
         }
-        Err(CallError::Unavailable("the servers of nats that answer reads are behind".to_owned()))
+        Err(CallError::Unavailable("the servers of nats that answer reads are behind".to_owned()).into())
     }
 
     async fn pages(
@@ -170,8 +156,10 @@ impl NatsBackplane {
     }
 
     /// The last message of a channel; if there is none, it writes one.
-    async fn last_or_seed(&self, ready: &Ready, kept: &Kept, subject: &str) -> Result<Stored, CallError> {
-        let stream = kept.stream.name();
+    async fn last_or_seed(&self, reading: &Reading<'_>) -> Result<Stored, ReadError> {
+        let ready = reading.ready;
+        let stream = reading.kept.stream.name();
+        let subject = &self.base.names.stored(reading.kept.class, reading.channel);
         for _ in 0..ATTEMPTS {
             let last = if ready.lineage.is_replicated {
                 ready.connection.last(stream, subject).await?
@@ -180,26 +168,81 @@ impl NatsBackplane {
             };
             match last {
                 Some(last) => return Ok(last),
-                None => drop(self.seed(ready, kept, subject).await?),
+                None => drop(self.seed(reading).await?),
             }
         }
-        Err(CallError::Conflict)
+        Err(CallError::Conflict.into())
     }
 
     /// Writes a message that says nothing, unless there is another one. Returns the number of the last one.
-    async fn seed(&self, ready: &Ready, kept: &Kept, subject: &str) -> Result<u64, CallError> {
+    async fn seed(&self, reading: &Reading<'_>) -> Result<u64, ReadError> {
+        let Reading { ready, kept, channel, .. } = reading;
+        if reading.is_own
+            && let Some(other) = self.elsewhere(reading).await?
+        {
+            return Err(ReadError::Elsewhere(other));
+        }
+        let subject = self.base.names.stored(kept.class, channel);
         let random = rand::random();
         let payload = Envelope { knowledge: ready.lineage.knowledge(), id: random, content: Content::Seed }.encode();
-        let write = Write { expected: Some(0), ..Write::new(subject.to_owned(), payload) };
+        let write = Write { expected: Some(0), ..Write::new(subject, payload) };
         match ready.connection.write(write).await {
             Ok(written) => {
                 kept.stream.wrote(&ready.lineage, written.number, random);
                 Ok(written.number)
             }
             Err(CallError::Conflict) => Ok(0),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
+
+    /// The stream that has what was last written to a channel under other options than the present ones: while these are
+    /// changed in a fleet, and until the next publication.
+    async fn elsewhere(&self, reading: &Reading<'_>) -> Result<Option<Arc<Kept>>, CallError> {
+        let connection = &reading.ready.connection;
+        let streams = connection.streams_of(&self.base.names.stored_in_any_class(reading.channel)).await?;
+        let mut latest: Option<(u64, Arc<Kept>)> = None;
+        for other in streams.iter().filter(|stream| *stream != reading.kept.stream.name()) {
+            let Some(kept) = self.classes.named(other) else { continue };
+            let subject = self.base.names.stored(kept.class, reading.channel);
+            let Some(last) = connection.last(other, &subject).await? else { continue };
+            if latest.as_ref().is_none_or(|(time, _)| *time < last.time) {
+                latest = Some((last.time, kept));
+            }
+        }
+        Ok(latest.map(|(_, kept)| kept))
+    }
+}
+
+/// A channel and the stream in which it is looked for.
+struct Reading<'a> {
+    ready: &'a Ready,
+    kept: &'a Arc<Kept>,
+    channel: &'a ChannelName,
+    options: &'a HistoryOptions,
+    /// The stream is the one for these options.
+    is_own: bool,
+}
+
+/// Why a read did not succeed.
+enum ReadError {
+    Call(CallError),
+    /// More must be known of the stream first.
+    Behind,
+    /// The channel is in another stream.
+    Elsewhere(Arc<Kept>),
+}
+
+impl From<CallError> for ReadError {
+    fn from(error: CallError) -> Self {
+        Self::Call(error)
+    }
+}
+
+fn position(lineage: &Lineage, number: u64) -> Result<StreamPosition, CallError> {
+    let offset = lineage.offset(number);
+    let offset = offset.ok_or_else(|| CallError::Unexpected(format!("a last message with the number {number}")))?;
+    Ok(StreamPosition { epoch: lineage.epoch().clone(), offset })
 }
 
 /// Whether a message was written by somebody who knew no more of the stream than we do.
@@ -208,21 +251,12 @@ fn knows(lineage: &Lineage, message: &Stored) -> bool {
     decode(&message.payload).map_or(true, |envelope| !lineage.knowledge().is_behind(envelope.knowledge))
 }
 
-/// What a channel shows of the messages that were found.
-fn page(
-    lineage: &Lineage,
-    found: &Found,
-    top: StreamPosition,
-    query: &HistoryQuery,
-    options: &HistoryOptions,
-    now: u64,
-) -> Result<HistoryPage, CallError> {
-    let ttl = super::publish::ttl_nanoseconds(options);
-    let entries = entries(lineage, &found.messages, now.saturating_sub(ttl))?;
+/// What a channel of that size shows of its messages.
+fn page(entries: &[Entry], is_whole: bool, top: StreamPosition, query: &HistoryQuery, size: usize) -> HistoryPage {
     let shown = {
         let publications = entries.iter().filter(|entry| entry.publication.is_some()).count();
         // Of those that are kept, one more than are shown.
-        let mut surplus = publications.saturating_sub(options.size.max(1));
+        let mut surplus = publications.saturating_sub(size);
         let mut shown: Vec<&Entry> = Vec::with_capacity(publications);
         for entry in entries.iter().filter(|entry| entry.publication.is_some()) {
             if surplus > 0 {
@@ -238,17 +272,17 @@ fn page(
     if query.reverse {
         let before = |entry: &&&Entry| query.since.as_ref().is_none_or(|since| entry.offset < since.offset);
         let publications = shown.iter().rev().filter(before).filter_map(|entry| stored(entry)).take(limit).collect();
-        return Ok(HistoryPage { top, publications, covered: false });
+        return HistoryPage { top, publications, covered: false };
     }
     let after = |entry: &&&Entry| query.since.as_ref().is_none_or(|since| entry.offset > since.offset);
     let above: Vec<StoredPublication> = shown.iter().filter(after).filter_map(|entry| stored(entry)).collect();
     let total = above.len();
     let publications: Vec<StoredPublication> = above.into_iter().take(limit).collect();
     let covered = query.since.as_ref().is_some_and(|since| {
-        let evidence = evidence(&entries, &shown, since.offset, found.is_whole && publications.len() == total);
+        let evidence = evidence(entries, &shown, since.offset, is_whole && publications.len() == total);
         covered(since, &top, evidence)
     });
-    Ok(HistoryPage { top, publications, covered })
+    HistoryPage { top, publications, covered }
 }
 
 fn evidence(entries: &[Entry], shown: &[&Entry], since: Offset, reached_top: bool) -> Evidence {

@@ -9,7 +9,6 @@ use async_nats::{HeaderMap, Message, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -410,16 +409,15 @@ impl Connection {
 
     async fn pull(&self, stream: &str, consumer: &str, count: usize) -> Result<Vec<Stored>, CallError> {
         let mut messages = Vec::with_capacity(count.min(PAGE_MAX));
-        // Messages keep their subject, so it is the subscription that tells whose answer they are.
-        let (inbox, mut answers) = self.open_inbox().await?;
+        let mut mailbox = self.mailbox().await?;
         while messages.len() < count {
             let batch = (count - messages.len()).min(PAGE_MAX);
             let before = messages.len();
             let request = json!({ "batch": batch, "no_wait": true }).to_string();
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
-            self.send_from(inbox.clone(), subject, Bytes::from(request)).await?;
+            mailbox.ask(subject, Bytes::from(request)).await?;
             while messages.len() < before + batch {
-                let answer = answers.next().await.ok_or_else(CallError::away)?;
+                let answer = mailbox.next().await?;
                 match status(&answer)? {
                     None => messages.push(consumed(answer)?),
                     // No more, at the time: some were removed meanwhile.
