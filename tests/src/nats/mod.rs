@@ -63,7 +63,7 @@ fn section(addresses: &[String], storage: Storage, replicas: usize, more: &str) 
 kind = "nats"
 
 [nats]
-addresses = [{}]
+servers = [{}]
 username = "{USER}"
 password = "{PASSWORD}"
 prefix = "{PREFIX}"
