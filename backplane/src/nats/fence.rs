@@ -58,6 +58,13 @@ impl Fences {
         Self { v: 1, id: format!("{id:016x}"), created: created.to_owned(), dropped: 0, fences: vec![first] }
     }
 
+    /// The same with numbers that begin at the time, in milliseconds since 1970: for what must stay above everything that
+    /// was given even when all of it was lost, and no epoch tells one stream from the next.
+    pub(super) fn beginning_at(mut self, now: u64) -> Self {
+        self.fences[0].base = now.saturating_mul(PER_MILLISECOND);
+        self
+    }
+
     /// Reads a stored record.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, FenceError> {
         let fences: Self = serde_json::from_slice(bytes).map_err(|error| FenceError(error.to_string()))?;
@@ -162,6 +169,16 @@ mod tests {
         assert_eq!(fences.number(at(5)), Some(5));
         assert_eq!((fences.count(), fences.server()), (1, "A"));
         assert!(fences.is_of("then") && !fences.is_of("later"));
+    }
+
+    #[test]
+    fn what_begins_at_the_time_is_above_what_was_lost() {
+        let mut lost = Fences::new("then", "A", 7).beginning_at(NOW);
+        lost.append("B", 100, NOW + 1000);
+        let last = lost.offset(500_000).expect("it is known");
+        let new = Fences::new("later", "C", 8).beginning_at(NOW + 2000);
+        assert!(new.offset(1).expect("it is known") > last);
+        assert_eq!(new.number(new.offset(1).expect("it is known")), Some(1));
     }
 
     #[test]

@@ -41,6 +41,7 @@ mod connection;
 mod envelope;
 mod fence;
 mod hold;
+mod members;
 mod names;
 mod order;
 mod partition;
@@ -48,8 +49,10 @@ mod presence;
 mod publish;
 mod read;
 mod request;
+mod sessions;
 mod stream;
 mod subscriber;
+mod table;
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -60,6 +63,8 @@ use tokio::task::JoinHandle;
 use base::Base;
 use classes::Classes;
 pub use config::{Address, NatsAuth, NatsConfig, NatsTls, PARTITIONS, Storage};
+use members::Fleet;
+use sessions::Sessions;
 use stream::{Stream, StreamSettings};
 use subscriber::Deliveries;
 
@@ -79,6 +84,8 @@ pub struct NatsBackplane {
     deliveries: Deliveries,
     /// Publications without history that must not be repeated.
     once: Arc<Stream>,
+    fleet: Fleet,
+    sessions: Sessions,
     lookout: JoinHandle<()>,
 }
 
@@ -104,9 +111,11 @@ impl NatsBackplane {
         });
         base.calls.call(once.ready()).await?;
         base.calls.call(classes.discover()).await?;
+        let (fleet, sessions) = (Fleet::new(&base), Sessions::new(&base));
+        base.calls.call(async { futures_util::try_join!(fleet.prepare(), sessions.prepare()) }).await?;
         let deliveries = Deliveries::connect(&base, &classes).await?;
         let lookout = tokio::spawn(look(Arc::downgrade(&classes), Arc::clone(&base.config)));
-        Ok(Self { base, classes, deliveries, once, lookout })
+        Ok(Self { base, classes, deliveries, once, fleet, sessions, lookout })
     }
 
     /// Closes the connections. Calls fail from now on.

@@ -247,6 +247,29 @@ impl Connection {
         Ok(())
     }
 
+    /// Removes the messages of the subjects that match `filter` up to this number; later ones stay.
+    pub(super) async fn purge_up_to(&self, stream: &str, filter: &str, number: u64) -> Result<(), CallError> {
+        // The server takes the first number that stays.
+        let body = json!({ "filter": filter, "seq": number + 1 });
+        let _: Value = self.api(&format!("STREAM.PURGE.{stream}"), &body).await?;
+        Ok(())
+    }
+
+    /// How many subjects that match `filter` have messages.
+    pub(super) async fn count_subjects(&self, stream: &str, filter: &str) -> Result<usize, CallError> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: State,
+        }
+        #[derive(Deserialize)]
+        struct State {
+            #[serde(default)]
+            subjects: Option<serde_json::Map<String, Value>>,
+        }
+        let info: Info = self.api(&format!("STREAM.INFO.{stream}"), &json!({ "subjects_filter": filter })).await?;
+        Ok(info.state.subjects.map_or(0, |subjects| subjects.len()))
+    }
+
     /// Hands a write to the connection: see [`ask`](Self::ask). The answer is for [`written`].
     pub(super) async fn begin_write(&self, write: Write) -> Result<Answer, CallError> {
         let headers = write.headers();

@@ -377,7 +377,7 @@ impl Stream {
                 None => None,
             };
             let fences = match known.filter(|fences| fences.is_of(&info.created)) {
-                None => Fences::new(&info.created, writer, rand::random()),
+                None => self.first_fences(&info.created, writer),
                 Some(fences) if !self.needs_fence(connection, &fences, is_clustered).await? => return Ok(fences),
                 Some(mut fences) => {
                     // Read after the fences: nobody has written in between without changing them.
@@ -398,6 +398,16 @@ impl Stream {
             }
         }
         Err(CallError::Conflict.into())
+    }
+
+    /// Only positions in channels go together with an epoch; revisions and tokens must stay above all lost ones alone.
+    fn first_fences(&self, created: &str, writer: &str) -> Fences {
+        let first = Fences::new(created, writer, rand::random());
+        if self.names.class_of_stream(self.name()).is_some() {
+            first
+        } else {
+            first.beginning_at(unix_nanoseconds() / 1_000_000)
+        }
     }
 
     /// Whether numbers may be given a second time unless there is another fence.

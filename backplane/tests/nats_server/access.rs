@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use backplane::nats::{NatsAuth, NatsConfig};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
@@ -79,6 +80,16 @@ impl Access {
                 format!("tls {{ cert_file: {certificate:?}, key_file: {key:?}{} }}\n", authority.unwrap_or_default())
             }
         }
+    }
+
+    /// Sets how a node proves who it is. A credentials file is left to the test, which knows where it may be.
+    pub(super) fn configure(&self, config: &mut NatsConfig) {
+        config.auth = match self {
+            Self::Password => NatsAuth::User { name: USER.to_owned(), password: PASSWORD.to_owned() },
+            Self::Token => NatsAuth::Token(TOKEN.to_owned()),
+            Self::Nkey { seed } => NatsAuth::Nkey(seed.clone()),
+            Self::Open | Self::Credentials { .. } | Self::Tls { .. } => NatsAuth::None,
+        };
     }
 
     /// The options with which a test connects for itself.

@@ -14,12 +14,16 @@ pub mod servers;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use access::Access;
+use backplane::nats::{Address, NatsConfig};
 use nix::sys::signal::Signal;
 use servers::{eventually, free_port};
 use tempfile::TempDir;
 use wire::Wire;
+
+const PREFIX: &str = "test-ek";
 
 /// Names the present version's program, where it is not among the tools of `tests/run`.
 const CURRENT_VARIABLE: &str = "EVENKEEL_NATS_SERVER_CURRENT";
@@ -104,9 +108,9 @@ impl Server {
         panic!("{} does not start: {why}", program.display());
     }
 
-    /// host:port.
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+    /// How to reach it, with time limits that suit a test.
+    pub fn config(&self) -> NatsConfig {
+        config_for(&[self.port], &self.access)
     }
 
     /// Ends the process as a crash does, and starts it again on its data.
@@ -181,6 +185,19 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// How to reach servers with this access, or links to them.
+pub fn config_for(ports: &[u16], access: &Access) -> NatsConfig {
+    let mut config = NatsConfig {
+        servers: ports.iter().map(|port| Address::new("127.0.0.1", *port)).collect(),
+        prefix: PREFIX.to_owned(),
+        reconnect_delay_max: Duration::from_millis(200),
+        liveness_interval: Duration::from_millis(200),
+        ..NatsConfig::default()
+    };
+    access.configure(&mut config);
+    config
 }
 
 const SETTINGS: &str = "nats.conf";
