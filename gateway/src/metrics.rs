@@ -86,7 +86,7 @@ pub const BACKPLANE_FAILURES: &str = "gateway_backplane_call_failures_total";
 pub const BACKPLANE_DELIVERIES: &str = "gateway_backplane_deliveries_total";
 /// Deliveries lost because this node did not take them in time; positioned channels repair them.
 pub const BACKPLANE_LOST: &str = "gateway_backplane_deliveries_lost_total";
-/// Messages to channels that nobody here subscribes to, which came because others of their partition are subscribed.
+/// Deliveries of the backplane for channels that nobody here subscribes.
 pub const BACKPLANE_UNWANTED: &str = "gateway_backplane_deliveries_unwanted_total";
 /// Times that deliveries were restored on a new connection.
 pub const BACKPLANE_RESTORATIONS: &str = "gateway_backplane_restorations_total";
@@ -149,7 +149,7 @@ fn describe() {
     describe_counter!(BACKPLANE_FAILURES, "Calls to the backplane that failed, by reason.");
     describe_counter!(BACKPLANE_DELIVERIES, "Deliveries of the backplane to this node.");
     describe_counter!(BACKPLANE_LOST, "Deliveries lost because this node did not take them in time.");
-    describe_counter!(BACKPLANE_UNWANTED, "Messages to channels of the same partition that nobody here subscribes to.");
+    describe_counter!(BACKPLANE_UNWANTED, "Deliveries of the backplane for channels that nobody here subscribes.");
     describe_counter!(BACKPLANE_RESTORATIONS, "Times that deliveries were restored on a new connection.");
     describe_gauge!(BACKPLANE_CHANNELS, "Channels subscribed on the backplane.");
     describe_gauge!(BUILD, "1, labelled by version.");

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
-use super::connection::{Access, Connection};
+use super::connection::{Access, Connection, Purpose};
 use super::request::CallError;
 use crate::BackplaneError;
 use crate::health::Link;
@@ -31,7 +31,7 @@ pub(super) struct Calls {
 impl Calls {
     /// Connects, and fails when no server can be reached or none has JetStream.
     pub(super) async fn connect(access: Arc<Access>) -> Result<Arc<Self>, BackplaneError> {
-        let first = access.connect_any("calls").await?;
+        let first = access.connect_any(Purpose::Calls).await?;
         let limit = access.config.connect_timeout;
         match tokio::time::timeout(limit, has_jetstream(&first)).await {
             Ok(Ok(())) => {}
@@ -158,7 +158,7 @@ async fn keep(calls: Weak<Calls>, mut connection: Arc<Connection>) {
 }
 
 async fn again(access: &Access) -> Result<Arc<Connection>, BackplaneError> {
-    let connection = access.connect("calls").await?;
+    let connection = access.connect(Purpose::Calls).await?;
     match tokio::time::timeout(access.config.command_timeout, has_jetstream(&connection)).await {
         Ok(Ok(())) => Ok(connection),
         Ok(Err(error)) => Err(error.into()),

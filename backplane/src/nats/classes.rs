@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use super::base::Base;
 use super::envelope::{Knowledge, check_of};
 use super::names::Class;
+use super::request::CallError;
 use super::stream::{Lineage, Ready, Stream, StreamSettings};
 use crate::{BackplaneError, HistoryOptions, IDEMPOTENCY_TTL};
 
@@ -34,9 +35,24 @@ impl Classes {
         Self { base, known: RwLock::default() }
     }
 
-    /// The stream of channels with these options.
-    pub(super) fn of(&self, options: &HistoryOptions) -> Result<Arc<Kept>, BackplaneError> {
-        self.get(Class::of(options))
+    /// The stream of a channel with these options.
+    pub(super) fn of(&self, channel: &str, options: &HistoryOptions) -> Result<Arc<Kept>, BackplaneError> {
+        self.get(Class::of(channel, options))
+    }
+
+    /// Streams in which a channel of this class may be too, under options that were others.
+    pub(super) fn others(&self, class: Class) -> Vec<Arc<Kept>> {
+        let is_other = |kept: &&Arc<Kept>| kept.class != class && kept.class.is_internal == class.is_internal;
+        self.known.read().values().filter(is_other).cloned().collect()
+    }
+
+    /// Finds the streams that other nodes have made.
+    pub(super) async fn discover(&self) -> Result<(), CallError> {
+        let connection = self.base.calls.connection()?;
+        for stream in connection.streams_of(&self.base.names.all_stored()).await? {
+            self.named(&stream);
+        }
+        Ok(())
     }
 
     /// The stream of that name, if it is one of publications.

@@ -28,6 +28,25 @@ use crate::tls::client_config;
 /// How often the client library asks a server whether it is there; it gives up on the third answer that is missing.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// Requests and their answers.
+    Calls,
+    /// Subscriptions.
+    Deliveries,
+}
+
+impl Purpose {
+    /// As people see it at the server.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Calls => "calls",
+            Self::Deliveries => "deliveries",
+        }
+    }
+}
+
 /// Answers that may wait for their askers: more than can be under way, each with the largest page that is asked for.
 const ANSWERS_WAITING: usize = 65_536;
 
@@ -66,7 +85,7 @@ impl Access {
     }
 
     /// Connects to the first server that can be reached, each tried once.
-    pub(super) async fn connect_any(&self, purpose: &'static str) -> Result<Arc<Connection>, BackplaneError> {
+    pub(super) async fn connect_any(&self, purpose: Purpose) -> Result<Arc<Connection>, BackplaneError> {
         let mut last = BackplaneError::Unavailable("no nats server is known".to_owned());
         for _ in 0..self.config.servers.len() {
             match self.connect(purpose).await {
@@ -78,7 +97,7 @@ impl Access {
     }
 
     /// Connects to the next server in turn.
-    pub(super) async fn connect(&self, purpose: &'static str) -> Result<Arc<Connection>, BackplaneError> {
+    pub(super) async fn connect(&self, purpose: Purpose) -> Result<Arc<Connection>, BackplaneError> {
         let address = self.next_address();
         let limit = 2 * self.config.connect_timeout;
         match tokio::time::timeout(limit, Connection::new(self, &address, purpose)).await {
@@ -153,7 +172,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    async fn new(access: &Access, address: &str, purpose: &'static str) -> Result<Arc<Self>, BackplaneError> {
+    async fn new(access: &Access, address: &str, purpose: Purpose) -> Result<Arc<Self>, BackplaneError> {
         let requests = Arc::new(Requests::default());
         let state = Arc::new(State::new());
         let options = options(access, purpose, &state, &requests);
@@ -494,7 +513,7 @@ async fn hand_out(mut answers: Subscriber, requests: Arc<Requests>, state: Arc<S
     state.end(&requests);
 }
 
-fn options(access: &Access, purpose: &'static str, state: &Arc<State>, requests: &Arc<Requests>) -> ConnectOptions {
+fn options(access: &Access, purpose: Purpose, state: &Arc<State>, requests: &Arc<Requests>) -> ConnectOptions {
     let config = &access.config;
     let proof = access.proof.clone();
     let is_used = Arc::new(AtomicBool::new(false));
@@ -509,14 +528,17 @@ fn options(access: &Access, purpose: &'static str, state: &Arc<State>, requests:
     let (state, requests) = (Arc::downgrade(state), Arc::downgrade(requests));
     let has_choice = access.has_choice();
     let mut options = options
-        .name(format!("{} {purpose}", config.node_name))
+        .name(format!("{} {}", config.node_name, purpose.word()))
         .ping_interval(PING_INTERVAL)
         .connection_timeout(config.connect_timeout)
         // One attempt to connect again, which comes to nothing for lack of credentials; 0 would mean no limit.
         .max_reconnects(1)
         .ignore_discovered_servers()
         .retain_servers_order()
-        .subscription_capacity(config.deliveries_waiting_max.max(ANSWERS_WAITING))
+        .subscription_capacity(match purpose {
+            Purpose::Calls => ANSWERS_WAITING,
+            Purpose::Deliveries => config.deliveries_waiting_max,
+        })
         .request_timeout(None)
         // All subjects here are made of encoded tokens.
         .skip_subject_validation(true)

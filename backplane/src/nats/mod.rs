@@ -10,6 +10,11 @@
 //! that says nothing, so that every position handed out is a message: whether everything after a position is there is
 //! then a question about the data (see [`coverage`](crate::coverage)).
 //!
+//! Each combination of history size and position lifetime is a stream of its own. Options of a channel that are changed
+//! therefore begin a new stream, and epoch, for it. While nodes of a fleet have different ones, reads look into each stream
+//! there is (a new one is known to all nodes within [`NatsConfig::liveness_interval`]) and answer from the one that was
+//! written last.
+//!
 //! # When NATS is away
 //! Calls fail at once with [`BackplaneError::Unavailable`] while there is no connection, and after
 //! [`NatsConfig::command_timeout`] when there is no answer. Nothing is kept to be sent later. Connections are made again
@@ -105,6 +110,7 @@ impl NatsBackplane {
             is_fenced: false,
         });
         base.calls.call(once.ready()).await?;
+        base.calls.call(classes.discover()).await?;
         let (fleet, sessions) = (Fleet::new(&base), Sessions::new(&base));
         base.calls.call(async { futures_util::try_join!(fleet.prepare(), sessions.prepare()) }).await?;
         let deliveries = Deliveries::connect(&base, &classes).await?;
@@ -137,6 +143,8 @@ async fn look(classes: Weak<Classes>, config: Arc<NatsConfig>) {
     loop {
         tokio::time::sleep(config.liveness_interval).await;
         let Some(classes) = classes.upgrade() else { return };
+        // Without a connection there is nothing to find.
+        let _ = tokio::time::timeout(config.command_timeout, classes.discover()).await;
         for kept in classes.all() {
             if kept.stream.lineage().is_some_and(|lineage| lineage.is_clustered) {
                 // A stream without a leader answers nothing.

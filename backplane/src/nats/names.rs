@@ -1,7 +1,7 @@
 //! Every stream and subject this backplane uses.
 //!
 //! `<p>` is the configured prefix, `<n>` the partition of a channel, `<c>` an encoded channel name, `<k>` the class of a
-//! stream as `<size>-<seconds>`.
+//! stream as `<size>-<seconds>`. Channels of the gateway itself have classes of their own, with an `I` or `i` in front.
 //!
 //! | Stream | Subjects | Content |
 //! |---|---|---|
@@ -20,7 +20,7 @@
 use std::time::Duration;
 
 use crate::encoding::encode;
-use crate::{HistoryOptions, IDEMPOTENCY_TTL};
+use crate::{HistoryOptions, IDEMPOTENCY_TTL, INTERNAL_PREFIX};
 
 /// Builds names under one prefix.
 #[derive(Clone, Debug)]
@@ -36,6 +36,8 @@ pub(super) struct Class {
     pub(super) size: usize,
     /// How long the stream keeps what is in it, in seconds.
     pub(super) seconds: u64,
+    /// Its channels belong to the gateway itself.
+    pub(super) is_internal: bool,
 }
 
 /// A century is longer than any use, and far from the sums that NATS refuses.
@@ -44,10 +46,16 @@ const CENTURY: u64 = 100 * 366 * 86_400;
 impl Class {
     /// The class of channels with these options. Positions are kept at least for as long as results of repeated
     /// publishes are, because a stream forgets both together.
-    pub(super) fn of(options: &HistoryOptions) -> Self {
+    pub(super) fn of(channel: &str, options: &HistoryOptions) -> Self {
         let keep = options.meta_ttl.max(options.ttl).max(IDEMPOTENCY_TTL);
         let seconds = keep.as_secs().saturating_add(u64::from(keep.subsec_nanos() > 0));
-        Self { size: options.size.clamp(1, 1 << 30), seconds: seconds.min(CENTURY) }
+        let is_internal = channel.starts_with(INTERNAL_PREFIX);
+        Self { size: options.size.clamp(1, 1 << 30), seconds: seconds.min(CENTURY), is_internal }
+    }
+
+    /// Its token in subjects.
+    fn token(self) -> String {
+        format!("{}{}-{}", if self.is_internal { "i" } else { "" }, self.size, self.seconds)
     }
 
     /// How long the stream keeps what is in it.
@@ -90,24 +98,31 @@ impl Names {
 
     /// The stream of a class.
     pub(super) fn class_stream(&self, class: Class) -> String {
-        self.stream(&format!("H{}_{}", class.size, class.seconds))
+        let kind = if class.is_internal { 'I' } else { 'H' };
+        self.stream(&format!("{kind}{}_{}", class.size, class.seconds))
     }
 
     /// The class whose stream has this name.
     pub(super) fn class_of_stream(&self, stream: &str) -> Option<Class> {
-        let name = stream.strip_prefix(&self.prefix)?.strip_prefix("_H")?;
-        let (size, seconds) = name.split_once('_')?;
-        Some(Class { size: size.parse().ok()?, seconds: seconds.parse().ok()? })
+        let name = stream.strip_prefix(&self.prefix)?;
+        let internal = name.strip_prefix("_I");
+        let (size, seconds) = internal.or_else(|| name.strip_prefix("_H"))?.split_once('_')?;
+        Some(Class { size: size.parse().ok()?, seconds: seconds.parse().ok()?, is_internal: internal.is_some() })
     }
 
     /// Everything in the stream of a class.
     pub(super) fn class_subjects(&self, class: Class) -> String {
-        format!("{}.s.{}-{}.>", self.prefix, class.size, class.seconds)
+        format!("{}.s.{}.>", self.prefix, class.token())
     }
 
     /// Where a channel's publications are stored.
     pub(super) fn stored(&self, class: Class, channel: &str) -> String {
         self.in_class(class, self.partition(channel), &token(channel))
+    }
+
+    /// Where all channels' publications are stored.
+    pub(super) fn all_stored(&self) -> String {
+        format!("{}.s.>", self.prefix)
     }
 
     /// Where a channel's publications are stored, whatever its class.
@@ -126,7 +141,7 @@ impl Names {
     }
 
     fn in_class(&self, class: Class, partition: u16, token: &str) -> String {
-        format!("{}.s.{}-{}.{partition}.{token}", self.prefix, class.size, class.seconds)
+        format!("{}.s.{}.{partition}.{token}", self.prefix, class.token())
     }
 
     /// Where publications without history are written that must not be repeated.
@@ -188,7 +203,7 @@ mod tests {
 
     #[test]
     fn subjects_have_the_tokens_they_should() {
-        let class = Class { size: 100, seconds: 3600 };
+        let class = Class { size: 100, seconds: 3600, is_internal: false };
         assert_eq!(names().stored(class, "a"), "ek.s.100-3600.140.a");
         assert_eq!(
             names().stored(class, "a.b *>%"),
@@ -201,10 +216,13 @@ mod tests {
 
     #[test]
     fn classes_come_back_from_stream_names() {
-        let class = Class { size: 100, seconds: 3600 };
+        let class = Class { size: 100, seconds: 3600, is_internal: false };
         let stream = names().class_stream(class);
         assert_eq!(stream, "ek_H100_3600");
         assert_eq!(names().class_of_stream(&stream), Some(class));
+        let internal = Class { is_internal: true, ..class };
+        assert_eq!(names().class_stream(internal), "ek_I100_3600");
+        assert_eq!(names().class_of_stream("ek_I100_3600"), Some(internal));
         for other in ["ek_once", "ek_H_1", "ek_H1", "xx_H1_1", "ek_H1_x"] {
             assert_eq!(names().class_of_stream(other), None, "{other}");
         }
@@ -217,12 +235,13 @@ mod tests {
             ttl: Duration::from_millis(ttl),
             meta_ttl: Duration::from_millis(meta_ttl),
         };
-        assert_eq!(Class::of(&options(0, 1, 2)), Class { size: 1, seconds: 300 });
-        assert_eq!(Class::of(&options(9, 1_000, 3_600_001)), Class { size: 9, seconds: 3601 });
-        assert_eq!(Class::of(&options(9, 7_200_000, 1)), Class { size: 9, seconds: 7200 });
-        assert_eq!(
-            Class::of(&HistoryOptions { size: 1, ttl: Duration::MAX, meta_ttl: Duration::MAX }).seconds,
-            CENTURY
-        );
+        let of = |options| Class::of("a", &options);
+        let class = |size, seconds| Class { size, seconds, is_internal: false };
+        assert_eq!(of(options(0, 1, 2)), class(1, 300));
+        assert_eq!(of(options(9, 1_000, 3_600_001)), class(9, 3601));
+        assert_eq!(of(options(9, 7_200_000, 1)), class(9, 7200));
+        let for_ever = HistoryOptions { size: 1, ttl: Duration::MAX, meta_ttl: Duration::MAX };
+        assert_eq!(of(for_ever).seconds, CENTURY);
+        assert!(Class::of("\u{1}control", &for_ever).is_internal);
     }
 }

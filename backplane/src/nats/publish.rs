@@ -39,7 +39,7 @@ impl NatsBackplane {
             };
             return self.publish_once(channel, &record, &key).await;
         };
-        let kept = self.classes.of(&history)?;
+        let kept = self.classes.of(channel, &history)?;
         let id = options.idempotency_key.map(|key| write_id(channel, &key));
         if options.version == 0 {
             let turn = self.base.order.enter(channel, Step::Request);

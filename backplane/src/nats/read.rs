@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+
 use super::NatsBackplane;
 use super::classes::Kept;
 use super::envelope::{Content, Envelope, decode};
@@ -35,7 +37,7 @@ impl NatsBackplane {
         query: &HistoryQuery,
         options: HistoryOptions,
     ) -> Result<HistoryPage, BackplaneError> {
-        let mut kept = self.classes.of(&options)?;
+        let mut kept = self.classes.of(channel, &options)?;
         let mut is_own = true;
         self.base
             .calls
@@ -72,6 +74,7 @@ impl NatsBackplane {
         if query.limit == Some(0) {
             let last = self.last_or_seed(reading).await?;
             known(&last)?;
+            self.not_elsewhere(reading, last.time).await?;
             let top = position(lineage, last.number)?;
             let evidence = Evidence { entry_retained: false, oldest_previous: None, reached_top: false };
             let covered = !query.reverse && query.since.as_ref().is_some_and(|since| covered(since, &top, evidence));
@@ -89,10 +92,14 @@ impl NatsBackplane {
         };
         let found = self.find(reading, from.unwrap_or(1), count).await?;
         found.messages.iter().try_for_each(known)?;
-        let top = match found.messages.last() {
-            Some(last) if found.is_whole => last.number,
-            _ => self.last_or_seed(reading).await?.number,
+        let (top, time) = match found.messages.last() {
+            Some(last) if found.is_whole => (last.number, last.time),
+            _ => {
+                let last = self.last_or_seed(reading).await?;
+                (last.number, last.time)
+            }
         };
+        self.not_elsewhere(reading, time).await?;
         let top = position(lineage, top)?;
         // A channel that is found elsewhere is as it was made there.
         let size = reading.options.size.clamp(1, reading.kept.class.size);
@@ -177,11 +184,7 @@ impl NatsBackplane {
     /// Writes a message that says nothing, unless there is another one. Returns the number of the last one.
     async fn seed(&self, reading: &Reading<'_>) -> Result<u64, ReadError> {
         let Reading { ready, kept, channel, .. } = reading;
-        if reading.is_own
-            && let Some(other) = self.elsewhere(reading).await?
-        {
-            return Err(ReadError::Elsewhere(other));
-        }
+        self.not_elsewhere(reading, 0).await?;
         let subject = self.base.names.stored(kept.class, channel);
         let random = rand::random();
         let payload = Envelope { knowledge: ready.lineage.knowledge(), id: random, content: Content::Seed }.encode();
@@ -196,21 +199,26 @@ impl NatsBackplane {
         }
     }
 
-    /// The stream that has what was last written to a channel under other options than the present ones: while these are
-    /// changed in a fleet, and until the next publication.
-    async fn elsewhere(&self, reading: &Reading<'_>) -> Result<Option<Arc<Kept>>, CallError> {
-        let connection = &reading.ready.connection;
-        let streams = connection.streams_of(&self.base.names.stored_in_any_class(reading.channel)).await?;
-        let mut latest: Option<(u64, Arc<Kept>)> = None;
-        for other in streams.iter().filter(|stream| *stream != reading.kept.stream.name()) {
-            let Some(kept) = self.classes.named(other) else { continue };
-            let subject = self.base.names.stored(kept.class, reading.channel);
-            let Some(last) = connection.last(other, &subject).await? else { continue };
-            if latest.as_ref().is_none_or(|(time, _)| *time < last.time) {
-                latest = Some((last.time, kept));
-            }
+    /// Makes sure that no other stream has something of the channel that was written after `time`: another node may have
+    /// other options for it, while these are being changed in a fleet. Costs nothing where all channels have the same.
+    async fn not_elsewhere(&self, reading: &Reading<'_>, time: u64) -> Result<(), ReadError> {
+        if !reading.is_own {
+            return Ok(());
         }
-        Ok(latest.map(|(_, kept)| kept))
+        let connection = &reading.ready.connection;
+        let lasts = self.classes.others(reading.kept.class).into_iter().map(|other| async move {
+            let subject = self.base.names.stored(other.class, reading.channel);
+            match connection.last(other.stream.name(), &subject).await {
+                Ok(last) => Ok(last.map(|last| (last.time, other))),
+                Err(CallError::NoStream) => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+        let lasts = try_join_all(lasts).await?.into_iter().flatten();
+        match lasts.filter(|(last, _)| *last > time).max_by_key(|(last, _)| *last) {
+            Some((_, other)) => Err(ReadError::Elsewhere(other)),
+            None => Ok(()),
+        }
     }
 }
 

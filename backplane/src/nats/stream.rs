@@ -278,8 +278,8 @@ impl Stream {
         let info = connection.stream_info(self.name()).await;
         let is_same = match info {
             Ok(Some(info)) => info.created == lineage.created && leader(&info) == lineage.leader,
-            Ok(None) => false,
-            Err(_) => return,
+            // Whoever does not answer may come back as another one.
+            Ok(None) | Err(_) => false,
         };
         if !is_same {
             self.doubt();

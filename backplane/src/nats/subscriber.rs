@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::base::Base;
 use super::calls::Pauses;
 use super::classes::{Classes, Kept};
-use super::connection::Connection;
+use super::connection::{Connection, Purpose};
 use super::envelope::{Content, Envelope};
 use super::partition::{BARRIER_PATIENCE, Barriers, Context, Partition, route};
 use super::request::{CallError, Write};
@@ -58,7 +58,7 @@ impl Deliveries {
     /// Connects, and fails when a first attempt does.
     pub(super) async fn connect(base: &Arc<Base>, classes: &Arc<Classes>) -> Result<Self, BackplaneError> {
         let access = base.calls.access();
-        let connection = access.connect_any("deliveries").await?;
+        let connection = access.connect_any(Purpose::Deliveries).await?;
         let link = Link::new(Arc::clone(&access.health), "deliveries");
         let (base, classes) = (Arc::clone(base), Arc::clone(classes));
         let context = Arc::new(Context { base, classes, barriers: Barriers::default() });
@@ -339,7 +339,7 @@ impl Keeper {
 
     async fn try_restore(&mut self) -> Result<Arc<Connection>, BackplaneError> {
         let access = Arc::clone(self.context.base.calls.access());
-        let connection = access.connect("deliveries").await?;
+        let connection = access.connect(Purpose::Deliveries).await?;
         self.partitions.retain(|_, active| active.partition.len() > 0);
         let all = self.partitions.keys().copied().collect();
         self.subscribe(&connection, all).await?;

@@ -140,6 +140,11 @@ impl Server {
         let _ = std::fs::remove_dir_all(data(self.directory.path()));
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         servers::signal(self.process.id(), signal);
     }
