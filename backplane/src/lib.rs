@@ -3,8 +3,8 @@
 //! Read in this order: [`types`] (plain data), the traits [`Backplane`], [`PresenceStore`] and [`Sink`] below, the
 //! traits [`Members`] (the fleet: reports and leases) and [`SessionStore`] (what outlives a connection), [`coverage`]
 //! (when an answer is complete), [`memory`] (the embedded implementation), [`conformance`] (the suite every
-//! implementation passes), [`fault`] (faults injected around any implementation). With the feature `redis` there is
-//! the module `redis` too: the implementation that many nodes share.
+//! implementation passes), [`fault`] (faults injected around any implementation). With the features `redis`
+//! and `nats` there are the modules of these names too: the implementations that many nodes share.
 //!
 //! # What a backplane promises
 //! 1. A pair (epoch, offset) is never given to two different publications.
@@ -23,14 +23,26 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(any(feature = "nats", feature = "redis"))]
+pub mod address;
 pub mod conformance;
 pub mod coverage;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod encoding;
 pub mod fault;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod health;
 pub mod members;
 pub mod memory;
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod record;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod sessions;
+#[cfg(any(feature = "nats", feature = "redis"))]
+pub mod tls;
 pub mod types;
 
 use std::future::Future;

@@ -395,6 +395,8 @@ pub struct Status {
     /// Deliveries lost between the backplane's connection and the node because the node was too slow; repaired from
     /// history where there is one.
     pub deliveries_lost: u64,
+    /// Deliveries received for channels that nobody here subscribes: on NATS, which delivers whole partitions.
+    pub deliveries_unwanted: u64,
     /// Times that deliveries had to be restored on a new connection.
     pub restorations: u64,
     /// Channels subscribed on the backplane.
@@ -411,6 +413,7 @@ impl Status {
         calls_timed_out: 0,
         deliveries: 0,
         deliveries_lost: 0,
+        deliveries_unwanted: 0,
         restorations: 0,
         channels: 0,
     };

@@ -6,68 +6,28 @@ use std::path::PathBuf;
 
 use backplane::redis::{RedisBackplane, RedisConfig, RedisTls, Topology};
 use backplane::{Backplane, BackplaneError};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use redis_server::node::{Node, channel};
+use redis_server::servers::authority::Authority;
 use redis_server::{Server, VOLATILE, run};
-use tempfile::TempDir;
 
-/// An authority, and files with what it has signed.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    directory: TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut parameters = CertificateParams::new(Vec::new()).expect("no names");
-        parameters.distinguished_name.push(DnType::CommonName, "an authority");
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(parameters, KeyPair::generate().expect("a key")).expect("signed");
-        let authority = Self { issuer, directory: TempDir::new().expect("a temporary directory") };
-        authority.write("ca.pem", &authority.issuer.pem());
-        authority
-    }
-
-    fn write(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.directory.path().join(name);
-        std::fs::write(&path, content).expect("the temporary directory is writable");
-        path
-    }
-
-    fn ca_file(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
-    }
-
-    /// Files with a certificate for this name and its key.
-    fn sign(&self, name: &str) -> (PathBuf, PathBuf) {
-        let mut parameters = CertificateParams::new(vec![name.to_owned()]).expect("a legal name");
-        parameters.distinguished_name.push(DnType::CommonName, name);
-        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().expect("a key");
-        let certificate = parameters.signed_by(&key, &self.issuer).expect("signed");
-        let files = (format!("{name}.pem"), format!("{name}.key"));
-        (self.write(&files.0, &certificate.pem()), self.write(&files.1, &key.serialize_pem()))
-    }
-
-    /// A server that speaks TLS only, with a certificate for `name`.
-    fn server(&self, name: &str, asks_for_certificates: bool) -> Server {
-        let (certificate, key) = self.sign(name);
-        let asks = if asks_for_certificates { "yes" } else { "no" };
-        Server::with_arguments(VOLATILE, "", |port| {
-            let text = |path: &PathBuf| path.display().to_string();
-            let port = port.to_string();
-            // The plain port is given before, and this takes it back.
-            let arguments = [
-                ("--port", "0".to_owned()),
-                ("--tls-port", port),
-                ("--tls-cert-file", text(&certificate)),
-                ("--tls-key-file", text(&key)),
-                ("--tls-ca-cert-file", text(&self.ca_file())),
-                ("--tls-auth-clients", asks.to_owned()),
-            ];
-            arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
-        })
-    }
+/// A server that speaks TLS only, with a certificate for `name`.
+fn encrypted_server(authority: &Authority, name: &str, asks_for_certificates: bool) -> Server {
+    let (certificate, key) = authority.sign(name);
+    let asks = if asks_for_certificates { "yes" } else { "no" };
+    Server::with_arguments(VOLATILE, "", |port| {
+        let text = |path: &PathBuf| path.display().to_string();
+        let port = port.to_string();
+        // The plain port is given before, and this takes it back.
+        let arguments = [
+            ("--port", "0".to_owned()),
+            ("--tls-port", port),
+            ("--tls-cert-file", text(&certificate)),
+            ("--tls-key-file", text(&key)),
+            ("--tls-ca-cert-file", text(&authority.ca_file())),
+            ("--tls-auth-clients", asks.to_owned()),
+        ];
+        arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    })
 }
 
 fn config(server: &Server, tls: RedisTls) -> RedisConfig {
@@ -92,7 +52,7 @@ fn refused(config: &RedisConfig) -> String {
 #[test]
 fn the_authority_decides() {
     let (authority, stranger) = (Authority::new(), Authority::new());
-    let server = authority.server("127.0.0.1", false);
+    let server = encrypted_server(&authority, "127.0.0.1", false);
     let trusting = |authority: &Authority| RedisTls { ca_file: Some(authority.ca_file()), identity: None };
     run(works(&config(&server, trusting(&authority))));
     let why = refused(&config(&server, trusting(&stranger)));
@@ -107,7 +67,7 @@ fn the_authority_decides() {
 #[test]
 fn the_name_must_be_right() {
     let authority = Authority::new();
-    let server = authority.server("redis.example", false);
+    let server = encrypted_server(&authority, "redis.example", false);
     let tls = RedisTls { ca_file: Some(authority.ca_file()), identity: None };
     let why = refused(&config(&server, tls));
     assert!(why.contains("InvalidCertificate"), "{why}");
@@ -116,7 +76,7 @@ fn the_name_must_be_right() {
 #[test]
 fn a_server_may_ask_for_a_certificate() {
     let (authority, stranger) = (Authority::new(), Authority::new());
-    let server = authority.server("127.0.0.1", true);
+    let server = encrypted_server(&authority, "127.0.0.1", true);
     let known_as = |identity| RedisTls { ca_file: Some(authority.ca_file()), identity };
     run(works(&config(&server, known_as(Some(authority.sign("node"))))));
     for identity in [None, Some(stranger.sign("node"))] {

@@ -96,6 +96,8 @@ pub const BACKPLANE_FAILURES: &str = "gateway_backplane_call_failures_total";
 pub const BACKPLANE_DELIVERIES: &str = "gateway_backplane_deliveries_total";
 /// Deliveries lost because this node did not take them in time; positioned channels repair them.
 pub const BACKPLANE_LOST: &str = "gateway_backplane_deliveries_lost_total";
+/// Deliveries of the backplane for channels that nobody here subscribes.
+pub const BACKPLANE_UNWANTED: &str = "gateway_backplane_deliveries_unwanted_total";
 /// Times that deliveries were restored on a new connection.
 pub const BACKPLANE_RESTORATIONS: &str = "gateway_backplane_restorations_total";
 /// Channels subscribed on the backplane.
@@ -170,6 +172,7 @@ fn describe() {
     describe_counter!(BACKPLANE_FAILURES, "Calls to the backplane that failed, by reason.");
     describe_counter!(BACKPLANE_DELIVERIES, "Deliveries of the backplane to this node.");
     describe_counter!(BACKPLANE_LOST, "Deliveries lost because this node did not take them in time.");
+    describe_counter!(BACKPLANE_UNWANTED, "Deliveries of the backplane for channels that nobody here subscribes.");
     describe_counter!(BACKPLANE_RESTORATIONS, "Times that deliveries were restored on a new connection.");
     describe_gauge!(BACKPLANE_CHANNELS, "Channels subscribed on the backplane.");
     describe_histogram!(PROXY_SECONDS, Unit::Seconds, "Calls to the application, by proxy and outcome.");
@@ -210,6 +213,7 @@ pub(crate) fn backplane(status: &Status) {
     counter!(BACKPLANE_FAILURES, "reason" => "error").absolute(errors);
     counter!(BACKPLANE_DELIVERIES).absolute(status.deliveries);
     counter!(BACKPLANE_LOST).absolute(status.deliveries_lost);
+    counter!(BACKPLANE_UNWANTED).absolute(status.deliveries_unwanted);
     counter!(BACKPLANE_RESTORATIONS).absolute(status.restorations);
     gauge!(BACKPLANE_CHANNELS).set(status.channels as f64);
 }

@@ -108,9 +108,19 @@ impl Truth {
         at.epoch == self.epoch && self.kept.contains_key(&at.offset)
     }
 
-    /// Whether the store has forgotten what a client at this position has seen.
+    /// Whether the store has forgotten what a client at this position has seen. A position before everything that was ever
+    /// published in its epoch stands for nothing seen.
     fn is_forgotten(&self, at: &Position) -> bool {
-        at.offset > 0 && !self.is_kept(at)
+        self.first(&at.epoch).is_some_and(|first| first <= at.offset) && !self.is_kept(at)
+    }
+
+    /// The offset of the first publication in this epoch, as far as anybody knows.
+    fn first(&self, epoch: &str) -> Option<u64> {
+        let beginning = Position { epoch: epoch.to_owned(), offset: 0 };
+        let acknowledged = self.acknowledged.range(beginning..).next().map(|(at, _)| at);
+        let acknowledged = acknowledged.filter(|at| at.epoch == epoch).map(|at| at.offset);
+        let kept = self.kept.first_key_value().map(|(offset, _)| *offset).filter(|_| epoch == self.epoch);
+        acknowledged.into_iter().chain(kept).min()
     }
 
     /// What a client that goes from one position to an offset passes by and should have been given.
@@ -213,6 +223,20 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Offsets need not begin at 1: a client may have been told a position at which nothing was published.
+    #[test]
+    fn a_position_before_everything_is_nothing_seen() {
+        let kept: BTreeMap<u64, Message> = (11..=13).map(|n| (n, message(n))).collect();
+        let acknowledged = kept.iter().map(|(offset, message)| (at(*offset), *message)).collect();
+        let truth = Truth { epoch: "now".to_owned(), kept, acknowledged };
+        let mut seen = vec![subscribed(7, None)];
+        seen.extend(given(11..=13));
+        assert_eq!(truth.judge(&seen).violations, Vec::<String>::new());
+        let mut seen = vec![subscribed(7, None)];
+        seen.extend(given(12..=13));
+        assert_eq!(truth.judge(&seen).violations.len(), 1, "11 is missing");
+    }
 
     /// The messages of one publisher, and an offset far above all of them: that of the next lineage.
     const JUMP: u64 = 1 << 50;

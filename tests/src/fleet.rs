@@ -1,4 +1,4 @@
-//! A few gateways on one Redis.
+//! A few gateways on one server.
 
 use std::ops::Index;
 
@@ -13,17 +13,22 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts so many nodes with this way to Redis, which is what the `config` of the servers in [`crate::redis`] returns,
+    /// Starts so many nodes with this way to the server between them, which is what the `config` of a [`Store`](crate::store::Store) returns,
     /// and waits until they are ready and know each other.
-    pub async fn start(redis: &str, count: usize) -> Self {
-        let fleet = Self { nodes: (0..count).map(|_| node(redis).start()).collect() };
+    pub async fn start(way: &str, count: usize) -> Self {
+        Self::of((0..count).map(|_| node(way).start()).collect()).await
+    }
+
+    /// A fleet of these nodes, when they are ready and know each other.
+    pub async fn of(nodes: Vec<Gateway>) -> Self {
+        let fleet = Self { nodes };
         fleet.complete().await;
         fleet
     }
 
     /// Starts one more.
-    pub async fn grow(&mut self, redis: &str) {
-        self.nodes.push(node(redis).start());
+    pub async fn grow(&mut self, way: &str) {
+        self.nodes.push(node(way).start());
         self.complete().await;
     }
 
@@ -55,6 +60,6 @@ impl Index<usize> for Fleet {
 }
 
 /// A gateway that is yet to be started. What a fault makes clients miss fits into one recovery.
-pub fn node(redis: &str) -> Builder {
-    Gateway::with(&(config_with("client", "recovery_limit = 5000\nhistory_limit = 5000") + redis))
+pub fn node(way: &str) -> Builder {
+    Gateway::with(&(config_with("client", "recovery_limit = 5000\nhistory_limit = 5000") + way))
 }

@@ -4,7 +4,7 @@
 //! [`frames`] and [`wire`] build what a well-behaved client never sends, [`http`] and [`api`] are the HTTP side,
 //! [`tokens`] signs JWTs, [`backend`] is the application that event proxies ask, [`bystander`] is the connection that must notice nothing, [`script`] runs the SDK scenarios.
 //!
-//! For several nodes: [`redis`] starts and troubles real Redis servers, [`fleet`] is a few gateways on one of them,
+//! For several nodes: [`redis`] and [`nats`] start and trouble real servers, [`store`] is one of either, [`fleet`] is a few gateways on it,
 //! [`front`] a load balancer whose clients can be moved, [`agent`] a process with real SDK clients, [`load`] publishes
 //! numbered messages, [`audit`] judges what clients were given, [`trial`] puts the last three together.
 //!
@@ -24,8 +24,10 @@ pub mod front;
 pub mod gateway;
 pub mod http;
 pub mod load;
+pub mod nats;
 pub mod redis;
 pub mod script;
+pub mod store;
 pub mod tokens;
 pub mod trial;
 mod turn;

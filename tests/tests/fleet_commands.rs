@@ -4,10 +4,22 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::client::Client;
-use tests::fleet::Fleet;
+use tests::fleet::{Fleet, node};
+use tests::front::Front;
 use tests::gateway::Gateway;
 use tests::redis::{Server, VOLATILE};
+use tests::store::Kind;
 use tests::tokens::now;
+
+tests::on_every_store! {
+    subscribe_unsubscribe_and_refresh_reach_every_node
+    disconnect_reaches_every_node_but_for_the_white_list
+    channels_and_info_tell_of_all_nodes
+    a_node_that_hangs_makes_commands_fail_in_time_and_only_while_it_hangs
+    a_command_is_carried_out_by_a_node_that_was_cut_off_when_it_was_given
+    commands_fail_fast_without_the_server_and_work_again_with_it
+    a_node_that_is_gone_is_waited_for_no_longer_than_its_report_counts
+}
 
 /// A connection of this user and its id.
 async fn connect(node: &Gateway, user: &str) -> (Client, Value) {
@@ -16,10 +28,9 @@ async fn connect(node: &Gateway, user: &str) -> (Client, Value) {
     (client, id)
 }
 
-#[tokio::test]
-async fn subscribe_unsubscribe_and_refresh_reach_every_node() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2).await;
+async fn subscribe_unsubscribe_and_refresh_reach_every_node(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 2).await;
     let api = fleet[0].api();
     let (mut here, _) = connect(&fleet[0], "ann").await;
     let (mut there, there_id) = connect(&fleet[1], "ann").await;
@@ -64,10 +75,9 @@ async fn subscribe_unsubscribe_and_refresh_reach_every_node() {
     assert_eq!(other.publication("bare:b").await["data"], json!(2));
 }
 
-#[tokio::test]
-async fn disconnect_reaches_every_node_but_for_the_white_list() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3).await;
+async fn disconnect_reaches_every_node_but_for_the_white_list(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 3).await;
     let (mut first, _) = connect(&fleet[0], "ann").await;
     let (mut second, _) = connect(&fleet[1], "ann").await;
     let (mut kept, kept_id) = connect(&fleet[2], "ann").await;
@@ -90,10 +100,9 @@ async fn disconnect_reaches_every_node_but_for_the_white_list() {
     fleet[1].api().ok("disconnect", json!({ "user": "nobody" })).await;
 }
 
-#[tokio::test]
-async fn channels_and_info_tell_of_all_nodes() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3).await;
+async fn channels_and_info_tell_of_all_nodes(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 3).await;
     let mut clients = Vec::new();
     for (index, node) in fleet.nodes().iter().enumerate() {
         for user in ["ann", "bob"] {
@@ -125,10 +134,9 @@ async fn channels_and_info_tell_of_all_nodes() {
     }
 }
 
-#[tokio::test]
-async fn a_node_that_hangs_makes_commands_fail_in_time_and_only_while_it_hangs() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2).await;
+async fn a_node_that_hangs_makes_commands_fail_in_time_and_only_while_it_hangs(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 2).await;
     let api = fleet[0].api();
     let (mut ann, _) = connect(&fleet[1], "ann").await;
     ann.subscribe("bare:a").await;
@@ -162,8 +170,30 @@ async fn a_node_that_hangs_makes_commands_fail_in_time_and_only_while_it_hangs()
     ann.expect_close(3503, "force disconnect").await;
 }
 
+async fn a_command_is_carried_out_by_a_node_that_was_cut_off_when_it_was_given(kind: Kind) {
+    let store = kind.volatile();
+    let front = Front::to_address(&store.address()).await;
+    let near = node(&store.config("")).start();
+    let far = node(&store.config_through(front.address(), "")).start();
+    let fleet = Fleet::of(vec![near, far]).await;
+    let api = fleet[0].api();
+    for round in 0..3 {
+        let user = format!("user-{round}");
+        let (mut client, _) = connect(&fleet[1], &user).await;
+        front.cut();
+        let answer = api.call("disconnect", json!({ "user": user })).await;
+        front.lead_to_address(&store.address());
+        // The caller may be told that no answer came; then, too, the command is not lost.
+        assert!(answer["result"].is_object() || answer["error"]["code"] == json!(100), "{answer}");
+        client.expect_close(3503, "force disconnect").await;
+        let works =
+            async || api.call("info", json!({})).await["result"]["nodes"].as_array().is_some_and(|all| all.len() == 2);
+        tests::until("info to tell of both nodes again", works).await;
+    }
+}
+
 #[tokio::test]
-async fn a_command_is_carried_out_though_its_delivery_was_lost() {
+async fn a_command_is_carried_out_though_redis_delivered_it_to_nobody() {
     let redis = Server::start(VOLATILE);
     let fleet = Fleet::start(&redis.config(""), 2).await;
     let api = fleet[0].api();
@@ -181,13 +211,12 @@ async fn a_command_is_carried_out_though_its_delivery_was_lost() {
     }
 }
 
-#[tokio::test]
-async fn commands_fail_fast_without_redis_and_work_again_with_it() {
-    let mut redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2).await;
+async fn commands_fail_fast_without_the_server_and_work_again_with_it(kind: Kind) {
+    let mut store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 2).await;
     let api = fleet[0].api();
     let (mut ann, _) = connect(&fleet[1], "ann").await;
-    redis.kill();
+    store.kill();
     for (method, body) in [
         ("disconnect", json!({ "user": "ann" })),
         ("info", json!({})),
@@ -201,7 +230,7 @@ async fn commands_fail_fast_without_redis_and_work_again_with_it() {
         assert_eq!(api.error(method, body).await, 100, "{method}");
         assert!(began.elapsed() < Duration::from_secs(4), "{method} took {:?}", began.elapsed());
     }
-    redis.start_again();
+    store.start_again();
     // Whether the one that failed takes effect later is open; that this one does is not.
     let disconnected = async || api.call("disconnect", json!({ "user": "ann" })).await["result"].is_object();
     tests::until("a disconnect to succeed", disconnected).await;
@@ -211,10 +240,9 @@ async fn commands_fail_fast_without_redis_and_work_again_with_it() {
     tests::until("info to tell of both nodes again", complete).await;
 }
 
-#[tokio::test]
-async fn a_node_that_is_gone_is_waited_for_no_longer_than_its_report_counts() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 3).await;
+async fn a_node_that_is_gone_is_waited_for_no_longer_than_its_report_counts(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 3).await;
     let api = fleet[0].api();
     let nodes = async || api.call("info", json!({})).await["result"]["nodes"].as_array().map(Vec::len);
     assert_eq!(nodes().await, Some(3));

@@ -5,29 +5,32 @@ use serde_json::json;
 use tests::agent::Agent;
 use tests::fleet::Fleet;
 use tests::front::Front;
-use tests::redis::{Server, VOLATILE};
+use tests::store::Kind;
+
+tests::on_every_store! {
+    javascript_in_node
+    javascript_in_chromium
+    python
+}
 
 const CHANNEL: &str = "ledger:a";
 
-#[tokio::test]
-async fn javascript_in_node() {
-    moves(Agent::node().await).await;
+async fn javascript_in_node(kind: Kind) {
+    moves(kind, Agent::node().await).await;
 }
 
-#[tokio::test]
-async fn javascript_in_chromium() {
-    moves(Agent::chromium().await).await;
+async fn javascript_in_chromium(kind: Kind) {
+    moves(kind, Agent::chromium().await).await;
 }
 
-#[tokio::test]
-async fn python() {
-    moves(Agent::python().await).await;
+async fn python(kind: Kind) {
+    moves(kind, Agent::python().await).await;
 }
 
 /// From node 0 to node 1, and to node 2 when node 1 dies.
-async fn moves(mut agent: Agent) {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3).await;
+async fn moves(kind: Kind, mut agent: Agent) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 3).await;
     let front = Front::to(&fleet[0]).await;
     agent.connect("ann", front.url()).await;
     agent.subscribe("ann", CHANNEL).await;

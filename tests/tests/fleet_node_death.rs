@@ -7,8 +7,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::client::Client;
 use tests::fleet::Fleet;
-use tests::redis::{Server, VOLATILE};
+use tests::store::Kind;
 use tests::trial::Trial;
+
+tests::on_every_store! {
+    its_members_leave_exactly_once_in_time
+    clients_of_nodes_that_die_or_drain_under_load_miss_nothing
+}
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -19,10 +24,9 @@ const CHANNELS: [&str; 2] = ["lobby:a", "lobby:b"];
 
 const MEMBERS: usize = 5;
 
-#[tokio::test]
-async fn its_members_leave_exactly_once_in_time() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 4).await;
+async fn its_members_leave_exactly_once_in_time(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 4).await;
     let mut watchers = Vec::new();
     for node in &fleet.nodes()[..2] {
         let mut watcher = node.connect("watcher").await;
@@ -77,11 +81,10 @@ async fn its_members_leave_exactly_once_in_time() {
     }
 }
 
-#[tokio::test]
-async fn clients_of_nodes_that_die_or_drain_under_load_miss_nothing() {
+async fn clients_of_nodes_that_die_or_drain_under_load_miss_nothing(kind: Kind) {
     const CALM: u64 = 50;
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 3).await;
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 3).await;
     let trial = Trial::start_publishing_on(&fleet, &fleet.nodes()[2..]).await;
     trial.load.succeed(CALM).await;
     trial.fronts[0].lead_to(&fleet[1]);

@@ -2,12 +2,17 @@
 
 use serde_json::{Value, json};
 use tests::fleet::Fleet;
-use tests::redis::{Server, VOLATILE};
+use tests::store::Kind;
 
-#[tokio::test]
-async fn every_node_shows_the_members_on_all_nodes() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2).await;
+tests::on_every_store! {
+    every_node_shows_the_members_on_all_nodes
+    joins_and_leaves_are_heard_on_all_nodes_once
+    members_are_back_when_the_server_has_forgotten_them
+}
+
+async fn every_node_shows_the_members_on_all_nodes(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 2).await;
     let token = tests::tokens::connection(json!({ "sub": "ann", "info": { "nick": "Mo" } }));
     let mut ann = fleet[0].open().await;
     let ann_id = ann.connect_with(&token).await["client"].clone();
@@ -49,10 +54,9 @@ async fn every_node_shows_the_members_on_all_nodes() {
     tests::until("the presence entry of a connection that is gone to go", gone).await;
 }
 
-#[tokio::test]
-async fn joins_and_leaves_are_heard_on_all_nodes_once() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(""), 2).await;
+async fn joins_and_leaves_are_heard_on_all_nodes_once(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(""), 2).await;
     let mut ann = fleet[0].connect("ann").await;
     ann.subscribe("lobby:a").await;
     // Her own.
@@ -76,10 +80,9 @@ async fn joins_and_leaves_are_heard_on_all_nodes_once() {
     assert_eq!(ann.publication("lobby:a").await["data"], json!("the end"));
 }
 
-#[tokio::test]
-async fn members_are_back_when_redis_has_forgotten_them() {
-    let mut redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 2).await;
+async fn members_are_back_when_the_server_has_forgotten_them(kind: Kind) {
+    let mut store = kind.volatile();
+    let fleet = Fleet::start(&store.config("lease_ttl = \"3s\"\nlease_interval = \"1s\""), 2).await;
     let mut ann = fleet[0].connect("ann").await;
     ann.subscribe("lobby:a").await;
     assert_eq!(ann.push().await["join"]["info"]["user"], json!("ann"));
@@ -87,8 +90,8 @@ async fn members_are_back_when_redis_has_forgotten_them() {
     bob.subscribe("lobby:a").await;
     assert_eq!(ann.push().await["join"]["info"]["user"], json!("bob"));
     for round in 1..=2 {
-        redis.kill();
-        redis.start_again();
+        store.kill();
+        store.start_again();
         for node in fleet.nodes() {
             let there = async || {
                 let stats = node.api().call("presence_stats", json!({ "channel": "lobby:a" })).await;

@@ -20,8 +20,8 @@ use super::connection::{Access, Script, send, send_asking, unavailable_or_refuse
 use super::layout::slot_of;
 use super::order::Order;
 use super::servers::Servers;
-use super::status::Health;
 use crate::BackplaneError;
+use crate::health::Health;
 
 /// Pause before a call is sent again whose slot is between two servers.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -1,34 +1,10 @@
 //! Where Redis is and how it is used.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where a server listens.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Address {
-    /// Host name or IP address, an IPv6 one without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl Address {
-    /// An address of these parts.
-    pub fn new(host: impl Into<String>, port: u16) -> Self {
-        Self { host: host.into(), port }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
+pub use crate::address::Address;
+pub use crate::tls::TlsFiles as RedisTls;
 
 /// What stands behind the addresses.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,15 +35,6 @@ impl fmt::Debug for Topology {
             Self::Cluster(nodes) => write!(f, "Cluster({nodes:?})"),
         }
     }
-}
-
-/// How connections are encrypted.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct RedisTls {
-    /// PEM file of the certificate authorities to trust; `None` trusts those of the operating system.
-    pub ca_file: Option<PathBuf>,
-    /// PEM files of this node's certificate chain and key, where the server asks for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// When a publish is acknowledged.

@@ -11,9 +11,9 @@ use fred::types::config::{Config, Options, ReconnectError, Server, ServerConfig,
 use fred::types::{Builder, ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
 
 use super::config::{Address, RedisConfig, Topology};
-use super::status::Health;
-use super::tls::tls_config;
 use crate::BackplaneError;
+use crate::health::Health;
+use crate::tls::client_config;
 
 /// A Lua script with its digest.
 pub(super) struct Script {
@@ -94,6 +94,14 @@ pub(super) fn fail_fast(client: &Client) -> FailFast {
     client.with_options(&Options { fail_fast: true, max_attempts: Some(1), ..Options::default() })
 }
 
+/// Says of a mistake in the settings whose they are.
+fn of_redis(error: BackplaneError) -> BackplaneError {
+    match error {
+        BackplaneError::Protocol(why) => BackplaneError::Protocol(format!("redis {why}")),
+        unavailable @ BackplaneError::Unavailable(_) => unavailable,
+    }
+}
+
 /// Everything that is needed to connect to a server of known address.
 #[derive(Clone)]
 pub(super) struct Access {
@@ -108,8 +116,8 @@ pub(super) struct Access {
 
 impl Access {
     pub(super) fn new(config: &RedisConfig) -> Result<Self, BackplaneError> {
-        let tls = config.tls.as_ref().map(tls_config).transpose()?;
-        Ok(Self { config: Arc::new(config.clone()), health: Arc::default(), tls, events_waiting: 16 })
+        let tls = config.tls.as_ref().map(client_config).transpose().map_err(of_redis)?.map(TlsConfig::from);
+        Ok(Self { config: Arc::new(config.clone()), health: Arc::new(Health::new("redis")), tls, events_waiting: 16 })
     }
 
     /// The same for connections that have subscriptions.

@@ -30,9 +30,9 @@ use super::connection::{number, send, text, unavailable_or_refused};
 use super::keys::ChannelKeys;
 use super::layout::{Layout, slot_of};
 use super::servers::{Lane, Servers};
-use super::status::Health;
 use super::{lineage_of, millis};
 use crate::BackplaneError;
+use crate::health::Health;
 
 const MARK: &str = include_str!("mark.lua");
 

@@ -26,9 +26,9 @@
 //! Channel names, idempotency keys, user and session ids are percent-encoded but for `[A-Za-z0-9_-]`, so that no name can close the hash
 //! tag, look like another key, or contain a pattern character.
 
-use std::fmt::Write;
-
 use uuid::Uuid;
+
+use crate::encoding::{encode, is_plain};
 
 /// Builds key names under one prefix.
 #[derive(Clone, Debug)]
@@ -183,21 +183,6 @@ fn tag(name: &str) -> String {
     encode(name, &mut tag);
     tag.push_str("}:");
     tag
-}
-
-fn is_plain(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
-}
-
-/// Appends the percent-encoded form: injective, and made of `[A-Za-z0-9_%-]` only.
-fn encode(text: &str, into: &mut String) {
-    for byte in text.bytes() {
-        if is_plain(byte) {
-            into.push(char::from(byte));
-        } else {
-            write!(into, "%{byte:02X}").expect("writing to a string does not fail");
-        }
-    }
 }
 
 #[cfg(test)]

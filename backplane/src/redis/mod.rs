@@ -50,12 +50,10 @@ mod layout;
 mod members;
 mod order;
 mod presence;
-mod record;
 mod servers;
 mod sessions;
 mod status;
 mod subscriber;
-mod tls;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -75,10 +73,10 @@ use durability::Replication;
 use keys::{ChannelKeys, Keys};
 use layout::{Layout, SLOTS, slot_of};
 use presence::Presence;
-use record::{Record, decode, encode_presence, encode_publication};
 use subscriber::{SinkCell, UNPOSITIONED};
 
 use crate::coverage::{Evidence, covered};
+use crate::record::{Record, decode, encode_presence, encode_publication};
 use crate::{
     Backplane, BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, Epoch, HistoryOptions, HistoryPage,
     HistoryQuery, IDEMPOTENCY_TTL, NewPublication, Offset, PresenceEvent, PresenceStats, PresenceStore, Previous,

@@ -26,8 +26,8 @@ use super::commands::Commands;
 use super::config::RedisConfig;
 use super::connection::{Script, blob, list, number, script, text};
 use super::keys::{ChannelKeys, Keys};
-use super::record::{Record, decode, encode_presence};
 use super::{lineage, millis};
+use crate::record::{Record, decode, encode_presence};
 use crate::{BackplaneError, ChannelName, ClientId, ClientInfo, PresenceEvent, PresenceStats, UserId};
 
 static REAP: Script = script!("reap.lua");
@@ -167,7 +167,9 @@ impl Presence {
         let entries: Vec<(Uuid, Bytes)> = values.into_iter().map(|value| split(blob(value)?)).collect::<Answer<_>>()?;
         let own = self.local.lock().lease;
         let others: HashSet<Uuid> = entries.iter().map(|(lease, _)| *lease).filter(|lease| *lease != own).collect();
-        let alive = others.into_iter().map(|lease| async move { Ok((lease, self.is_alive(lease).await?)) });
+        let alive = others
+            .into_iter()
+            .map(|lease| async move { Ok::<_, BackplaneError>((lease, self.is_alive(lease).await?)) });
         let alive: HashMap<Uuid, bool> = try_join_all(alive).await?.into_iter().collect();
         let living = entries.iter().filter(|(lease, _)| *lease == own || alive.get(lease) == Some(&true));
         living

@@ -13,8 +13,9 @@ use super::config::Address;
 use super::connection::{Access, Connection, FailFast};
 use super::discovery::Discovery;
 use super::layout::Layout;
-use super::status::{Link, Watch};
+use super::status::Watch;
 use crate::BackplaneError;
+use crate::health::Link;
 
 /// Shortest pause between two looks at who is primary, however many calls ask for one.
 const PAUSE: Duration = Duration::from_millis(20);

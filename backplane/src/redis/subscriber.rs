@@ -29,9 +29,9 @@ use super::config::{Address, RedisConfig};
 use super::connection::{Connection, FailFast, blob, list, number, send, text, unavailable_or_refused};
 use super::keys::Keys;
 use super::layout::{Layout, slot_of};
-use super::record::{Record, decode};
 use super::servers::Servers;
-use super::status::{Health, Link};
+use crate::health::{Health, Link};
+use crate::record::{Record, decode};
 use crate::{BackplaneError, ChannelName, Delivery, Disturbance, Epoch, Offset, Previous, Sink};
 
 /// Names in one SUBSCRIBE. Redis handles a thousand in about a millisecond, during which it does nothing else.
@@ -526,7 +526,7 @@ fn parse(message: &Bytes) -> Option<Delivery> {
 mod tests {
     use super::*;
     use crate::NewPublication;
-    use crate::redis::record::encode_publication;
+    use crate::record::encode_publication;
 
     #[test]
     fn foreign_messages_are_told_from_ours() {

@@ -7,16 +7,17 @@
 pub mod cluster;
 pub mod node;
 pub mod sentinel;
+#[path = "../servers/mod.rs"]
+pub mod servers;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backplane::redis::{Address, RedisConfig, Topology, acl_line};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use rand::Rng;
+use nix::sys::signal::Signal;
+pub use servers::{eventually, free_port, run};
 use tempfile::TempDir;
 
 const USER: &str = "evenkeel";
@@ -111,8 +112,7 @@ impl Server {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.process.id()).expect("a process id");
-        kill(Pid::from_raw(pid), signal).expect("the server is running");
+        servers::signal(self.process.id(), signal);
     }
 
     /// Runs a command as administrator and returns the first line of the answer.
@@ -156,26 +156,8 @@ impl Drop for Server {
     }
 }
 
-/// A port below those which the operating system gives to outgoing connections: one of these could have the server's port
-/// when it starts again, or be connected to itself while the server is away.
-pub fn free_port() -> u16 {
-    let ports = std::iter::repeat_with(|| rand::rng().random_range(10_000..32_000)).take(1_000);
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    ports.into_iter().find(is_free).expect("a free port")
-}
-
 fn port_text(port: u16) -> String {
     port.to_string()
-}
-
-/// Waits until `is_so`.
-#[expect(clippy::disallowed_methods, reason = "servers do not say when they agree, so they are asked again and again")]
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(40);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// `None` if the process ends instead of being ready.
@@ -205,9 +187,4 @@ fn launch(directory: &TempDir, arguments: &[String]) -> Option<Child> {
     let _ = process.kill();
     let _ = process.wait();
     None
-}
-
-/// A runtime for one test.
-pub fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }

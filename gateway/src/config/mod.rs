@@ -2,20 +2,23 @@
 //!
 //! Read in this order: [`Sources`] (what goes in), [`Config`] (what comes out), [`Problems`] (what else may), then the
 //! parts. Inside: `tree` (the raw form, every value with its place), `reader` (typed values out of it), `units` and
-//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `proxy`, `server` and `redis` (the
-//! keys, with defaults and checks).
+//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `proxy`, `server`, `backplane`,
+//! `redis` and `nats` (the keys, with defaults and checks).
 //!
 //! All mistakes are reported at once, before anything else happens. Every part of the program gets its own part of
 //! [`Config`], fully checked.
 
+mod backplane;
 mod channels;
 mod client;
 mod environment;
+mod nats;
 pub mod origin;
 mod problem;
 mod proxy;
 mod reader;
 mod redis;
+mod remote;
 mod secret;
 mod server;
 mod summary;
@@ -27,14 +30,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use backplane::memory::MemoryLimits;
+use ::backplane::memory::MemoryLimits;
 use session::Channels;
 
+pub use self::backplane::{Backplane, BackplaneKind};
 pub use client::Client;
 pub use problem::{Problem, Problems};
 pub use proxy::{Endpoint, Proxies};
 pub use reader::Setting;
-pub use redis::{Backplane, BackplaneKind};
 pub use secret::Secret;
 pub use server::{Api, ApiListen, Drain, Handshake, Hub, Internal, Limits, Log, LogFormat, Tls};
 
@@ -270,7 +273,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
     let channels = channels::read(&mut root, dev, &proxies);
     let mut backplane_section = root.section("backplane");
     let memory = server::memory(&mut backplane_section);
-    let backplane = redis::read(&mut root, &mut backplane_section);
+    let backplane = self::backplane::read(&mut root, &mut backplane_section);
     Config {
         dev,
         listen,

@@ -1,6 +1,5 @@
-//! Which backplane, and where Redis is.
+//! Where Redis is.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use backplane::redis::keys::Keys;
@@ -8,7 +7,7 @@ use backplane::redis::{Address, Durability, RedisConfig, RedisTls, Topology};
 use url::Url;
 
 use super::reader::Section;
-use super::server::{check_certificates, check_private_key};
+use super::remote::{parse_address, tls};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -17,31 +16,6 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// The ports that Redis and its Sentinels have unless told otherwise.
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
-
-/// What carries publications between nodes, and whether a node is ready without it.
-#[derive(Clone, Debug)]
-pub struct Backplane {
-    /// Which one.
-    pub kind: BackplaneKind,
-    /// Whether readiness fails while it cannot be reached. False by default: pods that all become unready in an outage
-    /// of Redis would lose the clients that they still hold.
-    pub required: bool,
-}
-
-/// Which backplane.
-#[derive(Clone, Debug)]
-pub enum BackplaneKind {
-    /// The embedded one, for a single node.
-    Memory,
-    /// Redis, for many.
-    Redis(Box<RedisConfig>),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Word {
-    Memory,
-    Redis,
-}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -56,23 +30,11 @@ enum DurabilityWord {
     Replicated,
 }
 
-/// Reads `[redis]` and the rest of `[backplane]`, whose section is passed because the embedded one is read from it too.
-pub(super) fn read(root: &mut Section<'_>, backplane: &mut Section<'_>) -> Backplane {
-    let words = [("memory", Word::Memory), ("redis", Word::Redis)];
-    let word = backplane.choice("kind", Word::Memory, &words);
-    let required = backplane.flag("required", false);
-    let mut section = root.section("redis");
-    let redis = redis(&mut section);
-    let kind = match word {
-        Word::Redis => BackplaneKind::Redis(Box::new(redis)),
-        Word::Memory => {
-            if section.is_set("url") || redis.topology != RedisConfig::default().topology {
-                section.context.warn("redis is configured but not used: backplane.kind is \"memory\"");
-            }
-            BackplaneKind::Memory
-        }
-    };
-    Backplane { kind, required }
+/// Reads `[redis]`, and whether it says anything.
+pub(super) fn read(section: &mut Section<'_>) -> (RedisConfig, bool) {
+    let redis = redis(section);
+    let is_set = section.is_set("url") || redis.topology != RedisConfig::default().topology;
+    (redis, is_set)
 }
 
 fn redis(section: &mut Section<'_>) -> RedisConfig {
@@ -201,30 +163,6 @@ fn addresses(section: &mut Section<'_>, mode: Mode) -> Vec<Address> {
     addresses
 }
 
-/// `host`, `host:port`, `[v6]`, `[v6]:port`.
-fn parse_address(text: &str, default_port: u16) -> Option<Address> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, after) = rest.split_once(']')?;
-            host.parse::<std::net::Ipv6Addr>().ok()?;
-            (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
-    };
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
-    if host.is_empty() || !host.chars().all(legal) {
-        return None;
-    }
-    let port = match port {
-        Some(port) => port.parse().ok().filter(|port| *port != 0)?,
-        None => default_port,
-    };
-    Some(Address::new(host, port))
-}
-
 /// How to ask the Sentinels.
 struct Sentinels {
     primary: String,
@@ -246,39 +184,6 @@ fn sentinels(section: &mut Section<'_>, mode: Mode) -> Sentinels {
         own.context.warn("redis.sentinel is configured but not used: redis.mode is not \"sentinel\"");
     }
     sentinels
-}
-
-/// The files, and whether encryption was asked for here: a URL may do so too.
-fn tls(section: &mut Section<'_>) -> (RedisTls, bool) {
-    let mut own = section.section("tls");
-    let is_enabled = own.flag("enabled", false);
-    let mut file = |name: &str| own.text_opt(name).map(PathBuf::from);
-    let (ca_file, cert_file, key_file) = (file("ca_file"), file("cert_file"), file("key_file"));
-    for (name, path) in [("ca_file", &ca_file), ("cert_file", &cert_file)] {
-        if let Some(path) = path
-            && let Err(reason) = check_certificates(path)
-        {
-            own.problem(name, reason);
-        }
-    }
-    if let Some(path) = &key_file
-        && let Err(reason) = check_private_key(path)
-    {
-        own.problem("key_file", reason);
-    }
-    let identity = match (cert_file, key_file) {
-        (Some(cert_file), Some(key_file)) => Some((cert_file, key_file)),
-        (None, None) => None,
-        (Some(_), None) => {
-            own.problem("cert_file", "needs key_file too");
-            None
-        }
-        (None, Some(_)) => {
-            own.problem("key_file", "needs cert_file too");
-            None
-        }
-    };
-    (RedisTls { ca_file, identity }, is_enabled)
 }
 
 /// The parts of `redis://user:password@host:port/database`, or of `rediss://` with encryption.
@@ -324,18 +229,6 @@ fn parse_url(text: &str) -> Result<Parsed, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_have_a_host_and_perhaps_a_port() {
-        let parse = |text| parse_address(text, 1).map(|address| address.to_string());
-        assert_eq!(parse("redis.db.svc:6380").as_deref(), Some("redis.db.svc:6380"));
-        assert_eq!(parse("redis").as_deref(), Some("redis:1"));
-        assert_eq!(parse("[::1]:7").as_deref(), Some("[::1]:7"));
-        assert_eq!(parse("[fe80::1]").as_deref(), Some("[fe80::1]:1"));
-        for text in ["", ":6379", "a:", "a:0", "a:70000", "a b", "::1", "[::1", "[x]:1", "redis://a:1", "a:1:2"] {
-            assert_eq!(parse(text), None, "{text:?}");
-        }
-    }
 
     #[test]
     fn a_url_has_everything_in_it() {

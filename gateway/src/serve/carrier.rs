@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use backplane::memory::{MemoryBackplane, MemoryLimits};
+use backplane::nats::{NatsBackplane, NatsConfig};
 use backplane::redis::{RedisBackplane, RedisConfig};
 use backplane::{Backplane, BackplaneError, Members};
 
@@ -23,6 +24,7 @@ const SWEEP_BUDGET: usize = 10_000;
 pub(super) enum Carrier {
     Memory(Arc<MemoryBackplane>),
     Redis(Arc<RedisBackplane>),
+    Nats(Arc<NatsBackplane>),
 }
 
 impl Carrier {
@@ -32,7 +34,13 @@ impl Carrier {
             BackplaneKind::Memory => Ok(Self::Memory(Arc::new(MemoryBackplane::new(limits)))),
             BackplaneKind::Redis(config) => {
                 let config = RedisConfig { node_name: node_name.to_owned(), ..(**config).clone() };
-                connect_redis(&config).await.map(|redis| Self::Redis(Arc::new(redis)))
+                let redis = persistently(async || RedisBackplane::connect(&config).await).await?;
+                Ok(Self::Redis(Arc::new(redis)))
+            }
+            BackplaneKind::Nats(config) => {
+                let config = NatsConfig { node_name: node_name.to_owned(), ..(**config).clone() };
+                let nats = persistently(async || NatsBackplane::connect(&config).await).await?;
+                Ok(Self::Nats(Arc::new(nats)))
             }
         }
     }
@@ -41,6 +49,7 @@ impl Carrier {
         match self {
             Self::Memory(memory) => memory.clone(),
             Self::Redis(redis) => redis.clone(),
+            Self::Nats(nats) => nats.clone(),
         }
     }
 
@@ -48,6 +57,7 @@ impl Carrier {
         match self {
             Self::Memory(memory) => memory.clone(),
             Self::Redis(redis) => redis.clone(),
+            Self::Nats(nats) => nats.clone(),
         }
     }
 
@@ -55,7 +65,7 @@ impl Carrier {
     pub(super) fn is_shared(&self) -> bool {
         match self {
             Self::Memory(_) => false,
-            Self::Redis(_) => true,
+            Self::Redis(_) | Self::Nats(_) => true,
         }
     }
 
@@ -81,23 +91,27 @@ impl Carrier {
 
     /// Says goodbye, so that nobody waits for this node's lease to end.
     pub(super) async fn close(&self) {
-        if let Self::Redis(redis) = self
-            && let Err(error) = redis.close().await
-        {
+        let closed = match self {
+            Self::Memory(_) => Ok(()),
+            Self::Redis(redis) => redis.close().await,
+            Self::Nats(nats) => nats.close().await,
+        };
+        if let Err(error) = closed {
             tracing::debug!(%error, "the presence lease could not be given up and ends by itself");
         }
     }
 }
 
-async fn connect_redis(config: &RedisConfig) -> Result<RedisBackplane> {
+/// Connects, again and again while the server cannot be reached.
+async fn persistently<T>(connect: impl AsyncFn() -> Result<T, BackplaneError>) -> Result<T> {
     let mut attempt = 0;
     loop {
-        match RedisBackplane::connect(config).await {
-            Ok(redis) => {
+        match connect().await {
+            Ok(connected) => {
                 if attempt > 0 {
                     tracing::info!("the backplane can be reached now");
                 }
-                return Ok(redis);
+                return Ok(connected);
             }
             Err(BackplaneError::Unavailable(why)) => {
                 if attempt % SAY_EVERY == 0 {

@@ -32,7 +32,7 @@ use session::time::{Now, Tick};
 use slab::Slab;
 
 use self::batch::Batches;
-use self::connection::{Connection, ConnectionTask, Phase};
+use self::connection::{Arrival, Connection, ConnectionTask, Phase};
 use self::inbox::Inbox;
 use self::interest::Gathered;
 use self::losses::Losses;

@@ -23,6 +23,7 @@ use crate::admission::{AddressRefusal, AddressSlot, Gate, retry_after};
 use crate::metrics::CONNECTS;
 use crate::node::Node;
 use crate::shard::Shard;
+use crate::shard::connection::Arrival;
 
 /// Where clients connect: requests for paths that begin like this count as handshakes.
 pub const CONNECTION_PATHS: &str = "/connection/";

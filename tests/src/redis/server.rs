@@ -85,7 +85,12 @@ impl Server {
 
     /// The configuration that leads a gateway here; further lines belong to its section `redis`.
     pub fn config(&self, more: &str) -> String {
-        section(&format!("addresses = [\"{}\"]\n{more}", self.address()))
+        self.config_through(&self.address(), more)
+    }
+
+    /// The same by way of another address, which leads here.
+    pub fn config_through(&self, address: &str, more: &str) -> String {
+        section(&format!("addresses = [{address:?}]\n{more}"))
     }
 
     /// Ends the process as a crash does.

@@ -2,6 +2,8 @@
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 
+use ::backplane::nats::{Address, NatsAuth, NatsConfig, Storage};
+
 use super::*;
 
 #[test]
@@ -307,4 +309,40 @@ fn secrets_are_shown_nowhere() {
     let problems = Bench::bare().toml(wrong).problems().join("\n");
     assert!(!problems.contains("hidden") && !problems.contains("1234567"), "{problems}");
     assert_eq!(problems.lines().count(), 3, "{problems}");
+}
+
+#[test]
+fn nats_is_used_as_it_is_configured() {
+    let nats = |toml: &str| {
+        let toml = format!("backplane.kind = \"nats\"\n{toml}");
+        match Bench::new().toml(&toml).config().backplane.kind {
+            BackplaneKind::Nats(config) => *config,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(nats("").servers, NatsConfig::default().servers);
+    let config = nats("nats.servers = [\"nats://a\", \"b:4223\"]\nnats.replicas = 3\nnats.storage = \"memory\"");
+    assert_eq!(config.servers, [Address::new("a", 4222), Address::new("b", 4223)]);
+    assert_eq!((config.replicas, config.storage, config.auth), (3, Storage::Memory, NatsAuth::None));
+    let user = NatsAuth::User { name: "ann".to_owned(), password: "secret".to_owned() };
+    assert_eq!(nats("nats.username = \"ann\"\nnats.password = \"secret\"").auth, user);
+    assert_eq!(nats("nats.token = \"secret\"").auth, NatsAuth::Token("secret".to_owned()));
+    assert!(nats("nats.tls.enabled = true").tls.is_some());
+}
+
+#[test]
+fn mistakes_about_nats_are_told() {
+    let place = "gateway.toml:1: nats";
+    let check = |toml: &str, expected: &str| check(toml, &[&format!("{place}.{expected}")]);
+    check(
+        "nats.servers = [\"tls://a\"]",
+        "servers = [\"tls://a\"]: must be a list of host:port, or host; tls, username, password and so on have keys of their own",
+    );
+    check("nats.username = \"ann\"", "username = \"ann\": needs nats.password too");
+    check("nats.prefix = \"a.b\"", "prefix = \"a.b\": must be made of [A-Za-z0-9_-] and not be empty");
+    check("nats.replicas = 6", "replicas = 6: must be at most 5");
+    check("nats.lease_ttl = \"10s\"", "lease_ttl = \"10s\": must be at least three times nats.lease_interval");
+    let warnings = Bench::new().toml("nats.servers = [\"a\"]").config().warnings;
+    let unused = "nats is configured but not used: backplane.kind is not \"nats\"";
+    assert!(warnings.iter().any(|warning| warning == unused), "{warnings:?}");
 }

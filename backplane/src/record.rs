@@ -1,4 +1,4 @@
-//! How a publication or a presence event is written to Redis.
+//! How a publication or a presence event is written to a server.
 //!
 //! A record is one byte of version, one of kind, and fields, each with its length before it:
 //!
@@ -27,14 +27,14 @@ const LEAVE: u8 = b'L';
 
 /// What a record holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Record {
+pub(crate) enum Record {
     Publication(Publication),
     Presence(PresenceEvent),
 }
 
 /// A record that this version cannot read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum RecordError {
+pub(crate) enum RecordError {
     #[error("a record ends too early")]
     Short,
     #[error("a record of version {0}, this node reads version {VERSION}")]
@@ -45,7 +45,7 @@ pub(super) enum RecordError {
     Text,
 }
 
-pub(super) fn encode_publication(publication: &NewPublication) -> Vec<u8> {
+pub(crate) fn encode_publication(publication: &NewPublication) -> Vec<u8> {
     let mut out = Vec::with_capacity(publication.data.len() + 64);
     out.extend([VERSION, PUBLICATION]);
     put_info(&mut out, publication.info.as_deref());
@@ -58,7 +58,7 @@ pub(super) fn encode_publication(publication: &NewPublication) -> Vec<u8> {
     out
 }
 
-pub(super) fn encode_presence(event: &PresenceEvent) -> Vec<u8> {
+pub(crate) fn encode_presence(event: &PresenceEvent) -> Vec<u8> {
     let (kind, info) = match event {
         PresenceEvent::Join(info) => (JOIN, info),
         PresenceEvent::Leave(info) => (LEAVE, info),
@@ -69,7 +69,7 @@ pub(super) fn encode_presence(event: &PresenceEvent) -> Vec<u8> {
 }
 
 /// Reads a record; `offset` is the one a publication has in its stream.
-pub(super) fn decode(bytes: &[u8], offset: Option<Offset>) -> Result<Record, RecordError> {
+pub(crate) fn decode(bytes: &[u8], offset: Option<Offset>) -> Result<Record, RecordError> {
     let mut rest = Reader(bytes);
     let version = rest.byte()?;
     if version != VERSION {
@@ -94,7 +94,7 @@ pub(super) fn decode(bytes: &[u8], offset: Option<Offset>) -> Result<Record, Rec
 }
 
 fn put_len(out: &mut Vec<u8>, len: usize) {
-    // Redis itself refuses values of more than 512 MB.
+    // Redis refuses values of more than 512 MB, NATS of more than 64 MB.
     out.extend(u32::try_from(len).expect("a field is shorter than 4 GB").to_be_bytes());
 }
 

@@ -1,35 +1,41 @@
-//! Encryption of the connections to Redis.
+//! Encryption of the connections to servers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fred::types::config::TlsConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::config::RedisTls;
 use crate::BackplaneError;
 
-/// What the client library needs; the files are read now, so that mistakes show at the start.
-pub(super) fn tls_config(tls: &RedisTls) -> Result<TlsConfig, BackplaneError> {
+/// How connections are encrypted.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TlsFiles {
+    /// PEM file of the certificate authorities to trust; `None` trusts those of the operating system.
+    pub ca_file: Option<PathBuf>,
+    /// PEM files of this node's certificate chain and key, where the server asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// What a client library needs; the files are read now, so that mistakes show at the start.
+pub(crate) fn client_config(tls: &TlsFiles) -> Result<ClientConfig, BackplaneError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| BackplaneError::Protocol(format!("redis TLS: {error}")))?
+        .map_err(|error| BackplaneError::Protocol(format!("TLS: {error}")))?
         .with_root_certificates(match &tls.ca_file {
             Some(file) => authorities(file)?,
             None => system_authorities()?,
         });
-    let config = match &tls.identity {
-        None => builder.with_no_client_auth(),
+    match &tls.identity {
+        None => Ok(builder.with_no_client_auth()),
         Some((chain_file, key_file)) => {
             let chain = certificates(chain_file)?;
             let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| refuse("key", key_file, error))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| refuse("certificate", chain_file, error))?
+            builder.with_client_auth_cert(chain, key).map_err(|error| refuse("certificate", chain_file, error))
         }
-    };
-    Ok(config.into())
+    }
 }
 
 fn authorities(file: &Path) -> Result<RootCertStore, BackplaneError> {
@@ -48,7 +54,7 @@ fn system_authorities() -> Result<RootCertStore, BackplaneError> {
     if roots.is_empty() {
         let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
         return Err(BackplaneError::Protocol(format!(
-            "redis TLS: the operating system has no certificate authorities, so a CA file is needed{why}"
+            "TLS: the operating system has no certificate authorities, so a CA file is needed{why}"
         )));
     }
     Ok(roots)
@@ -65,7 +71,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, BackplaneEr
 }
 
 fn refuse(what: &str, file: &Path, why: impl std::fmt::Display) -> BackplaneError {
-    BackplaneError::Protocol(format!("redis TLS: {what} file {}: {why}", file.display()))
+    BackplaneError::Protocol(format!("TLS: {what} file {}: {why}", file.display()))
 }
 
 #[cfg(test)]
@@ -83,26 +89,26 @@ mod tests {
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let absent = directory.path().join("absent.pem");
         for path in [absent.clone(), file("empty.pem", ""), file("broken.pem", broken)] {
-            let tls = RedisTls { ca_file: Some(path.clone()), identity: None };
-            let why = tls_config(&tls).expect_err("no authority is in there").to_string();
+            let tls = TlsFiles { ca_file: Some(path.clone()), identity: None };
+            let why = client_config(&tls).expect_err("no authority is in there").to_string();
             assert!(why.contains(&path.display().to_string()), "{why}");
         }
-        let authority = rcgen::generate_simple_self_signed(["redis".to_owned()]).expect("a certificate");
+        let authority = rcgen::generate_simple_self_signed(["server".to_owned()]).expect("a certificate");
         let ca_file = file("ca.pem", &authority.cert.pem());
         let key = file("key.pem", &authority.signing_key.serialize_pem());
-        let of = |chain: &Path, key: &Path| RedisTls {
+        let of = |chain: &Path, key: &Path| TlsFiles {
             ca_file: Some(ca_file.clone()),
             identity: Some((chain.to_owned(), key.to_owned())),
         };
-        tls_config(&of(&ca_file, &key)).expect("all files are there");
+        client_config(&of(&ca_file, &key)).expect("all files are there");
         for (chain, key, named) in
             [(&ca_file, &absent, &absent), (&absent, &key, &absent), (&ca_file, &ca_file, &ca_file)]
         {
-            let why = tls_config(&of(chain, key)).expect_err("the identity is incomplete").to_string();
+            let why = client_config(&of(chain, key)).expect_err("the identity is incomplete").to_string();
             assert!(why.contains(&named.display().to_string()), "{why}");
         }
-        let another = rcgen::generate_simple_self_signed(["redis".to_owned()]).expect("a certificate");
+        let another = rcgen::generate_simple_self_signed(["server".to_owned()]).expect("a certificate");
         let foreign = file("foreign.pem", &another.signing_key.serialize_pem());
-        tls_config(&of(&ca_file, &foreign)).expect_err("the key is of another certificate");
+        client_config(&of(&ca_file, &foreign)).expect_err("the key is of another certificate");
     }
 }

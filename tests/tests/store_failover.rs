@@ -1,10 +1,11 @@
-//! A replica takes over that lacks acknowledged publications. Real SDK clients that have seen those are told, all others
-//! go on as if nothing had happened.
+//! A replica takes over that lacks acknowledged publications, or data comes back from an earlier copy. Real SDK clients
+//! that have seen those are told, all others go on as if nothing had happened.
 
 use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::fleet::Fleet;
 use tests::front::Front;
+use tests::nats;
 use tests::redis::{Cluster, Watched};
 use tests::trial::{CHANNELS, Report, Trial};
 use tests::until;
@@ -45,6 +46,24 @@ async fn cluster() {
 }
 
 #[tokio::test]
+async fn a_volume_of_nats_that_is_restored() {
+    rolls_back(nats::Version::Current).await;
+}
+
+#[tokio::test]
+async fn a_volume_of_debians_nats_that_is_restored() {
+    rolls_back(nats::Version::Debian).await;
+}
+
+async fn rolls_back(version: nats::Version) {
+    let nats = nats::Server::start(version, nats::Storage::File);
+    let fleet = Fleet::start(&nats.config(""), 2).await;
+    let report = fails_over(&fleet, &mut RolledBack { nats, copy: None }).await;
+    assert!(!report.forgotten.is_empty(), "the load wrote what is not in the copy");
+    assert_eq!(report.told, report.subscriptions, "every listener saw some of that");
+}
+
+#[tokio::test]
 async fn what_was_acknowledged_as_replicated_survives() {
     let mut redis = Watched::start().await;
     let front = Front::to_address(&redis.primary.address()).await;
@@ -66,14 +85,14 @@ async fn what_was_acknowledged_as_replicated_survives() {
 
 /// Something with a primary to lose.
 trait Failing {
-    /// From now on the primary's writes reach nobody.
-    async fn cut_replication(&self);
-    /// The primary ends, its replica takes over.
+    /// From now on what is written will be lost.
+    async fn cut_replication(&mut self);
+    /// The server ends; what takes over lacks what will be lost.
     async fn fail_over(&mut self);
 }
 
 impl Failing for Watched {
-    async fn cut_replication(&self) {
+    async fn cut_replication(&mut self) {
         Watched::cut_replication(self).await;
     }
 
@@ -84,7 +103,7 @@ impl Failing for Watched {
 
 /// Who follows the primary for the gateways, as the services of cloud providers do, is the front.
 impl Failing for (Watched, Front) {
-    async fn cut_replication(&self) {
+    async fn cut_replication(&mut self) {
         self.0.cut_replication().await;
     }
 
@@ -95,7 +114,7 @@ impl Failing for (Watched, Front) {
 }
 
 impl Failing for (Cluster, usize) {
-    async fn cut_replication(&self) {
+    async fn cut_replication(&mut self) {
         self.0.cut_replication(self.1).await;
     }
 
@@ -104,7 +123,27 @@ impl Failing for (Cluster, usize) {
     }
 }
 
-async fn fails_over(fleet: &Fleet, redis: &mut impl Failing) -> Report {
+/// A server whose data is replaced by a copy made earlier.
+struct RolledBack {
+    nats: nats::Server,
+    copy: Option<nats::Copy>,
+}
+
+impl Failing for RolledBack {
+    async fn cut_replication(&mut self) {
+        self.nats.kill();
+        self.copy = Some(self.nats.copy_data());
+        self.nats.start_again();
+    }
+
+    async fn fail_over(&mut self) {
+        self.nats.kill();
+        self.nats.roll_back_to(self.copy.as_ref().expect("a copy was made"));
+        self.nats.start_again();
+    }
+}
+
+async fn fails_over(fleet: &Fleet, server: &mut impl Failing) -> Report {
     let trial = Trial::start(fleet).await;
     trial.load.succeed(CALM).await;
     let (front_of_before, front_of_after) = (Front::to(&fleet[0]).await, Front::to(&fleet[1]).await);
@@ -121,7 +160,7 @@ async fn fails_over(fleet: &Fleet, redis: &mut impl Failing) -> Report {
         agent.take_number(client, CHANNEL, 10).await;
     }
     cut(agent, "before", &front_of_before).await;
-    redis.cut_replication().await;
+    server.cut_replication().await;
     for n in 11..=15 {
         publish(fleet, n).await;
     }
@@ -131,7 +170,7 @@ async fn fails_over(fleet: &Fleet, redis: &mut impl Failing) -> Report {
     cut(agent, "after", &front_of_after).await;
     trial.load.succeed(20).await;
 
-    redis.fail_over().await;
+    server.fail_over().await;
     for n in 16..=22 {
         publish(fleet, n).await;
     }
