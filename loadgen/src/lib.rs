@@ -6,10 +6,12 @@
 //!
 //! In reading order: [`stamp`] and [`schedule`] say what is published and when, [`audit`] what must arrive, [`frame`],
 //! [`http`] and [`wire`] are the bytes, [`client`] the connections, [`limit`] the server that shows the physical limit,
+//! [`backoff`] is how clients come back and [`timeline`] what happened when,
 //! [`scenario`] puts them to use, and [`report`] says what came out.
 #![deny(unsafe_code)]
 
 pub mod audit;
+pub mod backoff;
 pub mod client;
 pub mod frame;
 pub mod http;
@@ -22,6 +24,7 @@ pub mod schedule;
 pub mod stamp;
 pub mod sys;
 pub mod target;
+pub mod timeline;
 pub mod token;
 pub mod usage;
 pub mod wire;
