@@ -9,6 +9,10 @@ use loadgen::scenario::compare::{self, CompareOptions};
 use loadgen::scenario::connect::{self, ConnectOptions};
 use loadgen::scenario::fanout::{self, FanoutOptions};
 use loadgen::scenario::limit::{self, LimitCommand};
+use loadgen::scenario::outage::{self, OutageOptions};
+use loadgen::scenario::resume::{self, ResumeOptions};
+use loadgen::scenario::rolling::{self, RollingOptions};
+use loadgen::scenario::storm::{self, StormOptions};
 
 /// Exit code of a run that could not be carried out, usage errors included: 2 is taken by void runs.
 const COULD_NOT_RUN: u8 = 3;
@@ -31,6 +35,10 @@ enum Scenario {
     #[command(subcommand)]
     Limit(LimitCommand),
     Compare(CompareOptions),
+    Storm(StormOptions),
+    Rolling(RollingOptions),
+    Outage(OutageOptions),
+    Resume(ResumeOptions),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +82,22 @@ fn run(scenario: &Scenario) -> Result<u8> {
         Scenario::Compare(options) => {
             options.client.pin()?;
             Ok(compare::run(options)?.print(options.client.json))
+        }
+        Scenario::Storm(options) => {
+            options.client.pin()?;
+            Ok(storm::run(options)?.print(options.client.json))
+        }
+        Scenario::Rolling(options) => {
+            options.client.pin()?;
+            Ok(rolling::run(options)?.print(options.client.json))
+        }
+        Scenario::Outage(options) => {
+            options.client.pin()?;
+            Ok(outage::run(options)?.print(options.client.json))
+        }
+        Scenario::Resume(options) => {
+            options.client.pin()?;
+            Ok(resume::run(options)?.print(options.client.json))
         }
     }
 }

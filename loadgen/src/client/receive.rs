@@ -124,15 +124,15 @@ impl Worker {
             self.audit.misrouted();
             return Ok(());
         };
-        self.deliver(subscription, &stamp, message.framed.len(), now);
+        let seen = self.deliver(subscription, &stamp, message.framed.len(), now);
         self.note_late(&stamp, now);
         if let Some(Some(_)) = self.positions.get(subscription) {
             match wire::offset_after_data(self.plan.encoding, &message.body[at + len..]) {
-                Some(offset) => self.advance(subscription, offset),
+                Some(offset) => self.advance(subscription, offset, seen),
                 None => {
                     for reply in read_reply(self, message)? {
                         if let Some(publication) = publication_of(&reply) {
-                            self.advance(subscription, publication.offset);
+                            self.advance(subscription, publication.offset, seen);
                         }
                     }
                 }
@@ -141,8 +141,9 @@ impl Worker {
         Ok(())
     }
 
-    fn deliver(&mut self, subscription: usize, stamp: &Stamp, bytes: usize, now: u64) {
-        if matches!(self.audit.observe(subscription, stamp), Seen::Fresh | Seen::Reordered) {
+    fn deliver(&mut self, subscription: usize, stamp: &Stamp, bytes: usize, now: u64) -> Seen {
+        let seen = self.audit.observe(subscription, stamp);
+        if matches!(seen, Seen::Fresh | Seen::Reordered) {
             self.tally.latency_us.saturating_record(now.saturating_sub(stamp.intended_ns) / 1000);
             self.tally.message_bytes += bytes as u64;
             self.tally.last_delivery_ns = now;
@@ -151,6 +152,7 @@ impl Worker {
                 self.shared.set_start_ns(stamp.intended_ns.max(1));
             }
         }
+        seen
     }
 
     /// Counts a live delivery that comes later than the run allows. Recovered messages are not late: their subscriber was away.
@@ -172,11 +174,12 @@ impl Worker {
         }
     }
 
-    fn advance(&mut self, subscription: usize, offset: u64) {
+    /// Moves the position on. An offset that goes back is a fault of its own only if the message was not one already.
+    fn advance(&mut self, subscription: usize, offset: u64, seen: Seen) {
         if let Some(Some(position)) = self.positions.get_mut(subscription)
             && offset > 0
         {
-            if offset <= position.offset {
+            if offset <= position.offset && seen == Seen::Fresh {
                 self.audit.offset_went_back();
             }
             position.offset = position.offset.max(offset);
@@ -198,9 +201,9 @@ impl Worker {
                 let Some((subscription, stamp)) = self.check(connection, Some(&push.channel), publication) else {
                     continue;
                 };
-                self.deliver(subscription, &stamp, message.framed.len(), now);
+                let seen = self.deliver(subscription, &stamp, message.framed.len(), now);
                 self.note_late(&stamp, now);
-                self.advance(subscription, publication.offset);
+                self.advance(subscription, publication.offset, seen);
                 if let Some(at) = stamped.filter(|at| message.body[*at..].starts_with(&publication.data)) {
                     self.familiar[stamp.channel as usize] = message.body[..at].to_vec();
                 }
@@ -358,8 +361,8 @@ impl Worker {
                     self.audit.misrouted();
                     continue;
                 }
-                self.deliver(subscription, &stamp, publication.data.len(), now);
-                self.advance(subscription, publication.offset);
+                let seen = self.deliver(subscription, &stamp, publication.data.len(), now);
+                self.advance(subscription, publication.offset, seen);
             }
         }
         if again && result.recovered {

@@ -221,6 +221,14 @@ fn number(text: &str, max: f64) -> Result<f64, String> {
     }
 }
 
+/// A share in percent, 0 to 100.
+pub fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=100.0).contains(&share) => Ok(share),
+        _ => Err("must be a number from 0 to 100".to_owned()),
+    }
+}
+
 /// A payload length that holds a stamp and that servers accept.
 pub fn payload_bytes(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
@@ -248,6 +256,7 @@ mod tests {
         for text in ["0", "-1", "NaN", "inf", "x"] {
             assert!(seconds(text).is_err() && rate(text).is_err(), "{text}");
         }
+        assert!(percent("101").is_err() && percent("-1").is_err() && percent("100") == Ok(100.0));
         assert!(payload_bytes("40").is_err() && payload_bytes("65536").is_err());
     }
 
