@@ -245,6 +245,8 @@ impl CourseFigures {
         let tally = &results.tally;
         let ran_ns = stopped_ns.saturating_sub(start_ns);
         let due = ((ran_ns as f64 * plan.schedule.rate / 1e9) as u64).min(plan.schedule.total);
+        // The last one may have been sent at the very moment.
+        let due = due.max(results.acknowledged + results.failed);
         let (joins, leaves) = results.presence.totals();
         let client = ClientUsage::new(&results.busy, &cores.0, &cores.1);
         let named = |(channel, counts): (&u32, &(u64, u64))| (plan.channels[*channel as usize].clone(), *counts);
@@ -257,7 +259,7 @@ impl CourseFigures {
             messages: due,
             acknowledged: results.acknowledged,
             failed: results.failed,
-            unsent: due.saturating_sub(results.acknowledged + results.failed),
+            unsent: due - results.acknowledged - results.failed,
             failures: results.failures.clone().into_map(),
             latency: Quantiles::of(&tally.latency_us),
             acknowledgement: Quantiles::of(&results.ack_us),
