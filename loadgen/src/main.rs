@@ -5,10 +5,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use loadgen::report::{Figures, Report};
 use loadgen::scenario::compare::{self, CompareOptions};
 use loadgen::scenario::connect::{self, ConnectOptions};
 use loadgen::scenario::fanout::{self, FanoutOptions};
 use loadgen::scenario::limit::{self, LimitCommand};
+use loadgen::scenario::options::ClientOptions;
 use loadgen::scenario::outage::{self, OutageOptions};
 use loadgen::scenario::resume::{self, ResumeOptions};
 use loadgen::scenario::rolling::{self, RollingOptions};
@@ -61,15 +63,19 @@ fn main() -> ExitCode {
     }
 }
 
+fn show<T: Figures>(report: Report<T>, client: &ClientOptions) -> Result<u8> {
+    report.show(client.json, client.html.as_deref())
+}
+
 fn run(scenario: &Scenario) -> Result<u8> {
     match scenario {
         Scenario::Connect(options) => {
             options.connection.client.pin()?;
-            Ok(connect::run(options)?.print(options.connection.client.json))
+            show(connect::run(options)?, &options.connection.client)
         }
         Scenario::Fanout(options) => {
             options.connection.client.pin()?;
-            Ok(fanout::run(options)?.print(options.connection.client.json))
+            show(fanout::run(options)?, &options.connection.client)
         }
         Scenario::Limit(LimitCommand::Serve(options)) => {
             limit::run_serve(options)?;
@@ -77,27 +83,27 @@ fn run(scenario: &Scenario) -> Result<u8> {
         }
         Scenario::Limit(LimitCommand::Run(options)) => {
             options.client.pin()?;
-            Ok(limit::run_limit(options)?.print(options.client.json))
+            show(limit::run_limit(options)?, &options.client)
         }
         Scenario::Compare(options) => {
             options.client.pin()?;
-            Ok(compare::run(options)?.print(options.client.json))
+            show(compare::run(options)?, &options.client)
         }
         Scenario::Storm(options) => {
             options.client.pin()?;
-            Ok(storm::run(options)?.print(options.client.json))
+            show(storm::run(options)?, &options.client)
         }
         Scenario::Rolling(options) => {
             options.client.pin()?;
-            Ok(rolling::run(options)?.print(options.client.json))
+            show(rolling::run(options)?, &options.client)
         }
         Scenario::Outage(options) => {
             options.client.pin()?;
-            Ok(outage::run(options)?.print(options.client.json))
+            show(outage::run(options)?, &options.client)
         }
         Scenario::Resume(options) => {
             options.client.pin()?;
-            Ok(resume::run(options)?.print(options.client.json))
+            show(resume::run(options)?, &options.client)
         }
     }
 }

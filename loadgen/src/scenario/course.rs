@@ -14,6 +14,7 @@ use crate::audit::Findings;
 use crate::client::plan::Plan;
 use crate::client::shared::{Phase, Totals};
 use crate::client::{Client, Results};
+use crate::html::Plot;
 use crate::procfs::CoreTimes;
 use crate::progress::{Progress, pause};
 use crate::report::{Quantiles, Verdict, reasons, thousands};
@@ -159,6 +160,8 @@ pub struct Check {
     pub name: &'static str,
     /// It is so.
     pub holds: bool,
+    /// It is a matter of time, so a client that was too busy cannot judge it.
+    pub depends_on_time: bool,
     /// The figures it was judged by.
     pub detail: String,
 }
@@ -287,10 +290,13 @@ impl CourseFigures {
         }
     }
 
-    /// The verdict on the run: a demand that is not met counts like a broken promise.
+    /// The verdict on the run: a demand that is not met counts like a broken promise, or like a failure if it is a matter of
+    /// time, of which a void run says nothing.
     pub fn verdict(&self, checks: &[Check]) -> Verdict {
-        let unmet = checks.iter().filter(|check| !check.holds).count() as u64;
-        Verdict::new(self.violations + unmet, self.void, self.not_back + self.lost.values().sum::<u64>())
+        let unmet =
+            |timely: bool| checks.iter().filter(|check| !check.holds && check.depends_on_time == timely).count() as u64;
+        let failures = self.not_back + self.lost.values().sum::<u64>() + unmet(true);
+        Verdict::new(self.violations + unmet(false), self.void, failures)
     }
 
     /// The rows of the table.
@@ -357,6 +363,36 @@ impl CourseFigures {
             rows.push(("not back", thousands(self.not_back)));
         }
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+impl CourseFigures {
+    /// What happened in the seconds of the run.
+    pub fn plots(&self) -> Vec<Plot> {
+        let line =
+            |of: fn(&Bucket) -> u32| self.seconds_of_the_run.iter().map(|second| f64::from(of(second))).collect();
+        vec![
+            Plot {
+                title: "Connections per second",
+                series: vec![
+                    ("cut", line(|second| second.cut)),
+                    ("accepted", line(|second| second.accepted)),
+                    ("back", line(|second| second.ready)),
+                    ("failed attempts", line(|second| second.failed)),
+                ],
+            },
+            Plot {
+                title: "Attempts in flight, the fewest of each second",
+                series: vec![("in flight", line(|second| second.in_flight_least))],
+            },
+            Plot {
+                title: "Publishes per second",
+                series: vec![
+                    ("acknowledged", line(|second| second.acknowledged)),
+                    ("failed", line(|second| second.publish_failed)),
+                ],
+            },
+        ]
     }
 }
 

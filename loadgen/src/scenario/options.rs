@@ -1,5 +1,6 @@
 //! Options several scenarios share, and how they become a plan.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +70,9 @@ pub struct ClientOptions {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+    /// Write the report with plots to this file, as a page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// Encoding of a connection, as spelled on the command line.

@@ -13,6 +13,7 @@ use super::fanout::PublishingOptions;
 use super::fleet::FleetOptions;
 use super::options::{ClientOptions, seconds};
 use super::population::PopulationOptions;
+use crate::html::Plot;
 use crate::report::{Figures, Report};
 use crate::sys::{self, Signal};
 
@@ -124,11 +125,13 @@ pub fn run(options: &OutageOptions) -> Result<Report<OutageResult>> {
     let checks = vec![
         Check {
             name: "all clients connected",
+            depends_on_time: true,
             holds: whole,
             detail: format!("{} not back", finished.figures.not_back),
         },
         Check {
             name: "repaired in time",
+            depends_on_time: true,
             // A second without a trace of it tells that it is over.
             holds: last_trouble_ns + 1_000_000_000 < load_ended_ns,
             detail: format!("after {repaired_after_seconds:.2} s, {:.0} s were given", options.recovery),
@@ -152,5 +155,9 @@ impl Figures for OutageResult {
         rows.extend(check_rows(&self.checks));
         rows.extend(self.course.rows());
         rows
+    }
+
+    fn plots(&self) -> Vec<Plot> {
+        self.course.plots()
     }
 }

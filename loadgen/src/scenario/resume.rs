@@ -13,6 +13,7 @@ use super::options::{ClientOptions, rate, seconds};
 use super::population::PopulationOptions;
 use super::storm::By;
 use crate::client::plan::Drops;
+use crate::html::Plot;
 use crate::report::{Figures, Report, thousands};
 
 /// Drop connections at a steady rate, and audit every resume
@@ -73,6 +74,7 @@ pub fn run(options: &ResumeOptions) -> Result<Report<ResumeResult>> {
     let course = course.finish()?.figures;
     let checks = vec![Check {
         name: "all clients back",
+        depends_on_time: true,
         holds: all_back && dropped > 0,
         detail: format!("{} not back of {dropped} dropped", course.not_back),
     }];
@@ -85,5 +87,9 @@ impl Figures for ResumeResult {
         rows.extend(check_rows(&self.checks));
         rows.extend(self.course.rows());
         rows
+    }
+
+    fn plots(&self) -> Vec<Plot> {
+        self.course.plots()
     }
 }

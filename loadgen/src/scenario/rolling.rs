@@ -11,6 +11,7 @@ use super::fanout::PublishingOptions;
 use super::fleet::{Fleet, FleetOptions};
 use super::options::{ClientOptions, rate, seconds};
 use super::population::PopulationOptions;
+use crate::html::Plot;
 use crate::report::{Figures, Report, thousands};
 use crate::sys::{self, Signal};
 use crate::timeline::{BUCKET_NS, Bucket, peak_within};
@@ -230,17 +231,20 @@ fn checks(
 ) -> Vec<Check> {
     let mut checks = vec![Check {
         name: "all clients back",
+        depends_on_time: true,
         holds: restarts.iter().all(|restart| restart.whole_seconds.is_some()) && course.not_back == 0,
         detail: format!("{} not back", course.not_back),
     }];
     if !options.kill {
         checks.push(Check {
             name: "every close was 1001",
+            depends_on_time: false,
             holds: other_closes == 0,
             detail: format!("{other_closes} were not"),
         });
         checks.push(Check {
             name: "nodes ended with exit code 0",
+            depends_on_time: false,
             holds: restarts.iter().all(|restart| matches!(restart.exit_code, None | Some(0))),
             detail: format!("{:?}", restarts.iter().map(|restart| restart.exit_code).collect::<Vec<_>>()),
         });
@@ -250,6 +254,7 @@ fn checks(
         let worst = restarts.iter().map(ratio).fold(0.0, f64::max);
         checks.push(Check {
             name: "reconnects keep the even pace",
+            depends_on_time: true,
             holds: worst * 100.0 <= options.pace_within,
             detail: format!("{worst:.2} times it at most"),
         });
@@ -257,6 +262,7 @@ fn checks(
     if options.population.sessions && options.population.stay_away == 0.0 && options.population.presence_channels > 0 {
         checks.push(Check {
             name: "presence did not flap",
+            depends_on_time: true,
             holds: course.joins + course.leaves == 0,
             detail: format!("{} joins and {} leaves", course.joins, course.leaves),
         });
@@ -265,6 +271,7 @@ fn checks(
         let Departures { expected, left_once, never_left, left_again } = departures;
         checks.push(Check {
             name: "those who stay away leave once",
+            depends_on_time: false,
             holds: left_once == expected,
             detail: format!("{left_once} of {expected} once, {never_left} never, {left_again} several times"),
         });
@@ -278,6 +285,10 @@ impl Figures for RollingResult {
         rows.extend(check_rows(&self.checks));
         rows.extend(self.course.rows());
         rows
+    }
+
+    fn plots(&self) -> Vec<Plot> {
+        self.course.plots()
     }
 }
 

@@ -12,6 +12,7 @@ use super::fleet::FleetOptions;
 use super::options::{ClientOptions, percent, seconds};
 use super::population::PopulationOptions;
 use crate::client::plan::{DropHow, Drops};
+use crate::html::Plot;
 use crate::procfs;
 use crate::report::{Figures, Report};
 use crate::sys;
@@ -157,11 +158,13 @@ pub fn run(options: &StormOptions) -> Result<Report<StormResult>> {
     let checks = [
         Some(Check {
             name: "all clients back",
+            depends_on_time: true,
             holds: back_at_ns.is_some(),
             detail: all_back_seconds.map_or("no".to_owned(), |seconds| format!("after {seconds:.2} s")),
         }),
         accepts.least_under_load_per_second.map(|least| Check {
             name: "accepts under load",
+            depends_on_time: true,
             holds: least * 2.0 >= accepts.peak_per_second,
             detail: format!("at least {least:.0} of {:.0} a second", accepts.peak_per_second),
         }),
@@ -186,6 +189,7 @@ fn check_memory(memory: StormMemory, within_percent: f64) -> Check {
     let growth = (after_bytes as f64 / before_bytes.max(1) as f64 - 1.0) * 100.0;
     Check {
         name: "memory returns",
+        depends_on_time: false,
         holds: growth <= within_percent,
         detail: format!("{growth:+.1} %, at most {within_percent} are allowed"),
     }
@@ -210,6 +214,10 @@ impl Figures for StormResult {
         rows.extend(check_rows(&self.checks));
         rows.extend(self.course.rows());
         rows
+    }
+
+    fn plots(&self) -> Vec<Plot> {
+        self.course.plots()
     }
 }
 
