@@ -33,13 +33,16 @@ fn number(result: &Value, name: &str) -> u64 {
     result[name].as_u64().unwrap_or_else(|| panic!("no {name} in {result:#}"))
 }
 
-/// Fails unless the run was clean. A machine that is busy with other things may make it void, which says nothing about
-/// what is a matter of time.
+/// Fails unless every promise was kept and all clients are back. What is a matter of time is not judged here, where other
+/// things run on the machine, but by the measurements of `tests/heavy`.
 #[track_caller]
 fn assert_clean((code, result): (i32, Value)) -> Value {
-    assert_eq!(number(&result, "violations"), 0, "{result:#}");
-    assert!(matches!(code, 0 | 2), "exit code {code}: {result:#}");
-    assert!(result["checks"].as_array().is_some_and(|checks| !checks.is_empty()), "{result:#}");
+    assert_eq!((number(&result, "violations"), number(&result, "not_back")), (0, 0), "{result:#}");
+    assert!(result["lost"].as_object().is_some_and(serde_json::Map::is_empty), "{result:#}");
+    let checks = result["checks"].as_array().expect("checks");
+    let kept = |check: &Value| check["holds"] == true || check["depends_on_time"] == true;
+    assert!(!checks.is_empty() && checks.iter().all(kept), "{result:#}");
+    assert!((0..=2).contains(&code), "exit code {code}: {result:#}");
     assert!(result["audit"]["delivered"].as_u64() > Some(0), "{result:#}");
     result
 }
@@ -128,7 +131,7 @@ fn an_outage_of_the_backplane_is_repaired_and_told() {
     let redis = Server::start(VOLATILE);
     let dir = tempfile::tempdir().expect("a temporary directory");
     let gateway = write_config(dir.path(), &redis.config(""), "grace_accept = \"0s\"\nwindow = \"1s\"");
-    let (port, pid) = (base_port(2), redis.pid().to_string());
+    let (port, pid) = (base_port(2), redis.info("server", "process_id"));
     let nodes = ["--gateway-cmd", &gateway, "--nodes", "2", "--base-port", &port, "--backplane-pid", &pid];
     let clients = ["-n", "100", "--channels", "10", "--plain-channels", "2", "--rate", "50"];
     let more = ["--steady", "1", "--outage", "4", "--recovery", "10"];

@@ -34,6 +34,11 @@ impl Nodes {
         self.ready[node].load(Ordering::Acquire)
     }
 
+    /// Whether any node takes new connections.
+    pub fn any_ready(&self) -> bool {
+        (0..self.count()).any(|node| self.is_ready(node))
+    }
+
     /// Notes what a health check found.
     pub fn set_ready(&self, node: usize, ready: bool) {
         self.ready[node].store(ready, Ordering::Release);
@@ -69,7 +74,9 @@ mod tests {
     #[test]
     fn without_a_ready_node_all_are_tried() {
         let nodes = three();
+        assert!(nodes.any_ready());
         (0..3).for_each(|node| nodes.set_ready(node, false));
+        assert!(!nodes.any_ready());
         let mut tried = [0; 9].map(|_| nodes.next());
         tried.sort_unstable();
         assert_eq!(tried, [0, 0, 0, 1, 1, 1, 2, 2, 2]);

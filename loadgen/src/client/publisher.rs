@@ -143,14 +143,14 @@ impl Publishers {
     fn should_move(&self, index: usize) -> bool {
         let (link, nodes) = (&self.links[index], &self.plan.nodes);
         let is_idle = link.state == State::Ready && link.in_flight.is_empty();
-        is_idle && !nodes.is_ready(link.node) && (0..nodes.count()).any(|node| nodes.is_ready(node))
+        is_idle && !nodes.is_ready(link.node) && nodes.any_ready()
     }
 
-    /// Nothing is sent to a node that is about to go, so that what is unanswered comes to an end.
+    /// Nothing is sent to a node that is about to go, so that what is unanswered comes to an end; unless no node is better.
     fn may_send(&self, index: usize) -> bool {
         let (link, nodes) = (&self.links[index], &self.plan.nodes);
         let is_over = self.is_stopped || link.in_flight.len() >= self.depth();
-        !is_over && (nodes.count() == 1 || nodes.is_ready(link.node))
+        !is_over && (nodes.is_ready(link.node) || !nodes.any_ready())
     }
 
     /// When there is something to do next without being called by an event.

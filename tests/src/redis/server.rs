@@ -78,11 +78,6 @@ impl Server {
         self.port
     }
 
-    /// The process id.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
     /// `host:port`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
