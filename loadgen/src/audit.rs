@@ -4,6 +4,10 @@
 //! sequence 0, 1, 2 and so on. What arrives early leaves a gap, which a late message may fill and the end of the run
 //! judges against what the publishers know: an acknowledged message that never came is lost, unless the subscriber was
 //! told that it would miss some; one whose publish failed may be missing, but like any other it must not come twice.
+//!
+//! A subscription is the same one however often its client reconnects, so all of this holds across connections, nodes and
+//! epochs. What a resubscribe was answered decides how a gap is judged: after `recovered: true` it is a false promise, after
+//! anything else the client knows of it.
 
 use std::collections::HashMap;
 
@@ -73,6 +77,10 @@ pub struct Audit {
     channels: Vec<u32>,
     /// The connection was cut or the server unsubscribed, and nothing was resumed.
     ended: Vec<bool>,
+    /// Nobody promised anything: a subscription without positions, in a run that breaks things on purpose.
+    unpromised: Vec<bool>,
+    /// Of each lane, the next sequence when the present connection subscribed; empty before the first resubscribe.
+    resumed_from: Vec<u32>,
     lanes: Vec<Lane>,
     gaps: HashMap<usize, Vec<Gap>>,
     findings: Findings,
@@ -91,6 +99,8 @@ pub struct Findings {
     pub falsely_recovered: u64,
     /// Deliveries of a message its subscriber had seen before, over all its connections.
     pub repeated: u64,
+    /// Those of the repeated ones which an earlier connection, or an earlier subscription of the same one, had delivered.
+    pub repeated_across_resumes: u64,
     /// Deliveries after a later message of the same lane, or with an offset below an earlier one.
     pub reordered: u64,
     /// Messages with a wrong checksum, without a stamp, or not decodable.
@@ -99,16 +109,23 @@ pub struct Findings {
     pub misrouted: u64,
     /// Messages that carry a valid stamp and were never published.
     pub forged: u64,
+    /// Answers to a subscribe that contradict themselves or the question, such as `recovered: true` in another epoch.
+    pub contradictory: u64,
     /// Acknowledged messages a subscriber missed and was told about: its connection was closed, it was unsubscribed, or
     /// the resubscribe said `recovered: false`.
     pub told: u64,
+    /// Acknowledged messages missed where the server keeps no position and so promises nothing, in a run that breaks things
+    /// on purpose.
+    pub unpromised: u64,
+    /// Deliveries to a live subscription later than the run's limit, counted from the intended send time.
+    pub late: u64,
 }
 
 impl Findings {
     /// Everything that breaks a promise.
     pub fn violations(&self) -> u64 {
-        let Self { lost, repeated, reordered, corrupt, misrouted, forged, .. } = self;
-        lost + repeated + reordered + corrupt + misrouted + forged
+        let Self { lost, repeated, reordered, corrupt, misrouted, forged, contradictory, .. } = self;
+        lost + repeated + reordered + corrupt + misrouted + forged + contradictory
     }
 
     /// Adds another worker's findings.
@@ -118,11 +135,15 @@ impl Findings {
         self.lost += other.lost;
         self.falsely_recovered += other.falsely_recovered;
         self.repeated += other.repeated;
+        self.repeated_across_resumes += other.repeated_across_resumes;
         self.reordered += other.reordered;
         self.corrupt += other.corrupt;
         self.misrouted += other.misrouted;
         self.forged += other.forged;
+        self.contradictory += other.contradictory;
         self.told += other.told;
+        self.unpromised += other.unpromised;
+        self.late += other.late;
     }
 }
 
@@ -133,6 +154,8 @@ impl Audit {
         Self {
             lanes: vec![Lane { next: 0, claimed: false }; channels.len() * lanes_per_channel],
             ended: vec![false; channels.len()],
+            unpromised: vec![false; channels.len()],
+            resumed_from: Vec::new(),
             schedule,
             lanes_per_channel,
             channels,
@@ -170,7 +193,9 @@ impl Audit {
     fn observe_early_sequence(&mut self, slot: usize, sequence: u32) -> Seen {
         let gaps = self.gaps.entry(slot).or_default();
         let Some(at) = gaps.iter().position(|gap| (gap.from..gap.to).contains(&sequence)) else {
+            let seen_earlier = self.resumed_from.get(slot).is_some_and(|from| sequence < *from);
             self.findings.repeated += 1;
+            self.findings.repeated_across_resumes += u64::from(seen_earlier);
             return Seen::Repeated;
         };
         let Gap { from, to, excuse } = gaps.swap_remove(at);
@@ -189,9 +214,29 @@ impl Audit {
         let gaps = self.gaps.entry(slot).or_default();
         if gaps.len() == GAPS_MAX {
             let forgotten = gaps.remove(0);
-            self.findings.lost += u64::from(forgotten.to - forgotten.from);
+            let messages = u64::from(forgotten.to - forgotten.from);
+            match forgotten.excuse {
+                Excuse::Told => self.findings.told += messages,
+                Excuse::None | Excuse::ClaimedRecovered => self.findings.lost += messages,
+            }
         }
         gaps.push(gap);
+    }
+
+    /// A resubscribe was answered: what was seen before was seen on another connection, or in another subscription of it.
+    pub fn resumed(&mut self, subscription: usize) {
+        if self.resumed_from.is_empty() {
+            self.resumed_from = vec![0; self.lanes.len()];
+        }
+        let first = subscription * self.lanes_per_channel;
+        for slot in first..first + self.lanes_per_channel {
+            self.resumed_from[slot] = self.lanes[slot].next;
+        }
+    }
+
+    /// The server keeps no position for this subscription, and a fault may cost it messages without a word.
+    pub fn promises_nothing(&mut self, subscription: usize) {
+        self.unpromised[subscription] = true;
     }
 
     /// The server answered a resubscribe with `recovered: true`. To be called before the recovered messages are observed
@@ -233,6 +278,17 @@ impl Audit {
         self.findings.misrouted += 1;
     }
 
+    /// Counts an answer to a subscribe that contradicts itself or the question: recovered in another epoch, recovered
+    /// without having been asked to, or publications although nothing was recovered (protocol section 4.4).
+    pub fn contradictory(&mut self) {
+        self.findings.contradictory += 1;
+    }
+
+    /// Counts a message that came later than the run allows.
+    pub fn late(&mut self) {
+        self.findings.late += 1;
+    }
+
     /// Counts a message whose offset is not above the one before it.
     pub fn offset_went_back(&mut self) {
         self.findings.reordered += 1;
@@ -254,17 +310,19 @@ impl Audit {
                 let len = self.schedule.lane_len(first);
                 findings.expected += ledger.acknowledged(first, 0, len);
                 let Lane { next, claimed } = self.lanes[slot];
-                findings.forged += u64::from(next.saturating_sub(ledger.sent(first)));
+                let gaps = self.gaps.get(&slot).unwrap_or(&none);
+                findings.forged += u64::from(seen_up_to(next, gaps).saturating_sub(ledger.sent(first)));
                 let tail_excuse = match (self.ended[subscription], claimed) {
                     (true, _) => Excuse::Told,
                     (false, true) => Excuse::ClaimedRecovered,
                     (false, false) => Excuse::None,
                 };
                 let tail = Gap { from: next, to: len, excuse: tail_excuse };
-                for gap in self.gaps.get(&slot).unwrap_or(&none).iter().chain([&tail]) {
+                for gap in gaps.iter().chain([&tail]) {
                     let missing = ledger.acknowledged(first, gap.from, gap.to);
                     match gap.excuse {
                         Excuse::Told => findings.told += missing,
+                        _ if self.unpromised[subscription] => findings.unpromised += missing,
                         Excuse::None => findings.lost += missing,
                         Excuse::ClaimedRecovered => {
                             findings.lost += missing;
@@ -276,6 +334,16 @@ impl Audit {
         }
         findings
     }
+}
+
+/// The sequence after the last one seen in a lane: `next` may also be behind what was due when a subscriber was told that it
+/// missed messages, some of which were never sent.
+fn seen_up_to(next: u32, gaps: &[Gap]) -> u32 {
+    let mut end = next;
+    while let Some(gap) = gaps.iter().find(|gap| gap.to == end && gap.excuse == Excuse::Told) {
+        end = gap.from;
+    }
+    end
 }
 
 /// What became of every message, arranged so that a stretch of a lane is counted in one step.
@@ -420,6 +488,62 @@ mod tests {
         assert_eq!(see(&mut audit, &[5, 6, 7, 9]), [Seen::Fresh; 4]);
         let findings = finish(audit);
         assert_eq!((findings.told, findings.lost, findings.reordered), (3, 1, 0));
+    }
+
+    #[test]
+    fn what_an_earlier_connection_had_delivered_is_repeated_across_the_resume() {
+        let mut audit = audit();
+        see(&mut audit, &[0, 1, 2]);
+        audit.claimed_recovered(0);
+        audit.resumed(0);
+        assert_eq!(see(&mut audit, &[2, 3, 3]), [Seen::Repeated, Seen::Fresh, Seen::Repeated]);
+        audit.claimed_recovered(0);
+        audit.resumed(0);
+        see(&mut audit, &[3, 4, 5, 6, 7, 8, 9]);
+        let findings = finish(audit);
+        assert_eq!((findings.repeated, findings.repeated_across_resumes, findings.lost), (3, 2, 0));
+    }
+
+    #[test]
+    fn a_new_epoch_that_is_told_excuses_what_was_lost_with_the_old_one_and_nothing_after_it() {
+        let mut audit = audit();
+        see(&mut audit, &[0, 1, 2]);
+        // The stream was lost with messages 3 and 4; the client is told at four seconds, before message 5.
+        audit.told_missed(0, 4 * SECOND);
+        audit.resumed(0);
+        see(&mut audit, &[5, 6, 8, 9]);
+        let findings = finish(audit);
+        assert_eq!((findings.told, findings.lost, findings.violations()), (2, 1, 1));
+    }
+
+    #[test]
+    fn being_told_of_messages_that_were_never_sent_forges_none() {
+        let mut audit = audit();
+        see(&mut audit, &[0, 1]);
+        audit.told_missed(0, 5 * SECOND);
+        audit.told_missed(0, 8 * SECOND);
+        // Publishing stopped after the third message.
+        let findings = audit.finish(&Ledger::new(schedule(), &[Outcome::Acknowledged; 3]));
+        assert_eq!((findings.forged, findings.told, findings.violations()), (0, 1, 0));
+    }
+
+    #[test]
+    fn where_nothing_is_promised_a_hole_is_no_violation_but_a_repetition_is() {
+        let mut audit = audit();
+        audit.promises_nothing(0);
+        see(&mut audit, &[0, 3, 3, 4]);
+        let findings = finish(audit);
+        assert_eq!((findings.unpromised, findings.lost, findings.repeated), (7, 0, 1));
+    }
+
+    #[test]
+    fn a_contradiction_is_a_violation_and_lateness_is_none() {
+        let mut audit = audit();
+        see(&mut audit, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        audit.late();
+        assert_eq!((audit.findings.violations(), audit.findings.late), (0, 1));
+        audit.contradictory();
+        assert_eq!(finish(audit).violations(), 1);
     }
 
     #[test]

@@ -6,12 +6,15 @@
 //!
 //! In reading order: [`stamp`] and [`schedule`] say what is published and when, [`audit`] what must arrive, [`frame`],
 //! [`http`] and [`wire`] are the bytes, [`client`] the connections, [`limit`] the server that shows the physical limit,
-//! [`scenario`] puts them to use, and [`report`] says what came out.
+//! [`backoff`] is how clients come back and [`timeline`] what happened when,
+//! [`scenario`] puts them to use, [`report`] says what came out, and [`html`] draws it.
 #![deny(unsafe_code)]
 
 pub mod audit;
+pub mod backoff;
 pub mod client;
 pub mod frame;
+pub mod html;
 pub mod http;
 pub mod limit;
 pub mod procfs;
@@ -22,6 +25,7 @@ pub mod schedule;
 pub mod stamp;
 pub mod sys;
 pub mod target;
+pub mod timeline;
 pub mod token;
 pub mod usage;
 pub mod wire;

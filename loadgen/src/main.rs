@@ -5,10 +5,16 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use loadgen::report::{Figures, Report};
 use loadgen::scenario::compare::{self, CompareOptions};
 use loadgen::scenario::connect::{self, ConnectOptions};
 use loadgen::scenario::fanout::{self, FanoutOptions};
 use loadgen::scenario::limit::{self, LimitCommand};
+use loadgen::scenario::options::ClientOptions;
+use loadgen::scenario::outage::{self, OutageOptions};
+use loadgen::scenario::resume::{self, ResumeOptions};
+use loadgen::scenario::rolling::{self, RollingOptions};
+use loadgen::scenario::storm::{self, StormOptions};
 
 /// Exit code of a run that could not be carried out, usage errors included: 2 is taken by void runs.
 const COULD_NOT_RUN: u8 = 3;
@@ -31,6 +37,10 @@ enum Scenario {
     #[command(subcommand)]
     Limit(LimitCommand),
     Compare(CompareOptions),
+    Storm(StormOptions),
+    Rolling(RollingOptions),
+    Outage(OutageOptions),
+    Resume(ResumeOptions),
 }
 
 fn main() -> ExitCode {
@@ -53,15 +63,19 @@ fn main() -> ExitCode {
     }
 }
 
+fn show<T: Figures>(report: Report<T>, client: &ClientOptions) -> Result<u8> {
+    report.show(client.json, client.html.as_deref())
+}
+
 fn run(scenario: &Scenario) -> Result<u8> {
     match scenario {
         Scenario::Connect(options) => {
             options.connection.client.pin()?;
-            Ok(connect::run(options)?.print(options.connection.client.json))
+            show(connect::run(options)?, &options.connection.client)
         }
         Scenario::Fanout(options) => {
             options.connection.client.pin()?;
-            Ok(fanout::run(options)?.print(options.connection.client.json))
+            show(fanout::run(options)?, &options.connection.client)
         }
         Scenario::Limit(LimitCommand::Serve(options)) => {
             limit::run_serve(options)?;
@@ -69,11 +83,27 @@ fn run(scenario: &Scenario) -> Result<u8> {
         }
         Scenario::Limit(LimitCommand::Run(options)) => {
             options.client.pin()?;
-            Ok(limit::run_limit(options)?.print(options.client.json))
+            show(limit::run_limit(options)?, &options.client)
         }
         Scenario::Compare(options) => {
             options.client.pin()?;
-            Ok(compare::run(options)?.print(options.client.json))
+            show(compare::run(options)?, &options.client)
+        }
+        Scenario::Storm(options) => {
+            options.client.pin()?;
+            show(storm::run(options)?, &options.client)
+        }
+        Scenario::Rolling(options) => {
+            options.client.pin()?;
+            show(rolling::run(options)?, &options.client)
+        }
+        Scenario::Outage(options) => {
+            options.client.pin()?;
+            show(outage::run(options)?, &options.client)
+        }
+        Scenario::Resume(options) => {
+            options.client.pin()?;
+            show(resume::run(options)?, &options.client)
         }
     }
 }

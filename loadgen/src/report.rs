@@ -1,13 +1,17 @@
 //! What a run reports: a table for people, JSON for programs, an exit code for scripts.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::{Context, Result};
 use comfy_table::presets::ASCII_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::html::{self, Plot};
 use crate::procfs::Machine;
 
 /// Columns of a table, so that it fits a page wherever it was printed.
@@ -21,7 +25,7 @@ pub enum Verdict {
     Clean,
     /// The audit found a broken promise.
     Violated,
-    /// Connections were refused or lost, or publishes failed.
+    /// Connections were refused or lost, publishes failed, or what the scenario demands was not met in time.
     Failed,
     /// The client was too busy for its figures to say something about the server.
     Void,
@@ -52,7 +56,7 @@ impl Verdict {
         match self {
             Self::Clean => "clean",
             Self::Violated => "VIOLATED: the audit found a broken promise",
-            Self::Failed => "FAILED: connections or publishes were refused or lost",
+            Self::Failed => "FAILED: connections or publishes were refused or lost, or a demand was not met",
             Self::Void => "VOID: the client ran or waited for its core over 90 % of the time, its figures do not count",
         }
     }
@@ -81,6 +85,11 @@ pub struct Report<T> {
 pub trait Figures: Serialize {
     /// Name and value of each row.
     fn rows(&self) -> Vec<(String, String)>;
+
+    /// What is worth drawing over time.
+    fn plots(&self) -> Vec<Plot> {
+        Vec::new()
+    }
 }
 
 impl<T: Figures> Report<T> {
@@ -97,30 +106,42 @@ impl<T: Figures> Report<T> {
         }
     }
 
-    /// Prints it to standard output and returns the exit code.
-    pub fn print(&self, json: bool) -> u8 {
+    /// Prints it to standard output, writes a page if a file is named, and returns the exit code.
+    pub fn show(&self, json: bool, html: Option<&Path>) -> Result<u8> {
+        if let Some(file) = html {
+            let title = format!("loadgen {} {}", self.loadgen, self.scenario);
+            let page = html::page(&title, &self.rows(), &self.result.plots());
+            fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
+        }
         if json {
             let text = serde_json::to_string_pretty(self).expect("a report has no keys or numbers JSON cannot write");
             println!("{text}");
         } else {
             println!("{}", self.table());
         }
-        self.verdict.exit_code()
+        Ok(self.verdict.exit_code())
+    }
+
+    fn rows(&self) -> Vec<(String, String)> {
+        let Machine { kernel, cpu, cores, memory_bytes } = &self.machine;
+        let gib = *memory_bytes as f64 / (1u64 << 30) as f64;
+        let mut rows = vec![
+            ("command".to_owned(), self.command.clone()),
+            ("machine".to_owned(), format!("{cores} x {cpu}, {gib:.0} GiB, Linux {kernel}")),
+        ];
+        rows.extend(self.result.rows());
+        rows.push(("verdict".to_owned(), self.verdict.describe().to_owned()));
+        rows
     }
 
     fn table(&self) -> String {
-        let Machine { kernel, cpu, cores, memory_bytes } = &self.machine;
-        let gib = *memory_bytes as f64 / (1u64 << 30) as f64;
         let mut table = Table::new();
         table.load_style(ASCII_FULL_CONDENSED);
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(TABLE_WIDTH);
         table.set_header(["loadgen".to_owned(), format!("{} {}", self.loadgen, self.scenario)]);
-        table.add_row(["command".to_owned(), self.command.clone()]);
-        table.add_row(["machine".to_owned(), format!("{cores} x {cpu}, {gib:.0} GiB, Linux {kernel}")]);
-        for (name, value) in self.result.rows() {
+        for (name, value) in self.rows() {
             table.add_row([name, value]);
         }
-        table.add_row(["verdict", self.verdict.describe()]);
         table.to_string()
     }
 }

@@ -174,11 +174,31 @@ pub fn choose_port_at_connect(socket: &impl AsRawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks a process to end (SIGTERM).
-pub fn terminate(pid: u32) -> io::Result<()> {
-    let pid = i32::try_from(pid).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "process id out of range"))?;
+/// A signal loadgen sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// SIGTERM: it is asked to end.
+    Terminate,
+    /// SIGKILL: it ends.
+    Kill,
+    /// SIGSTOP: it stands still.
+    Stop,
+    /// SIGCONT: it goes on.
+    Continue,
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: Signal) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
+    let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "process id out of range"))?;
+    let number = match signal {
+        Signal::Terminate => libc::SIGTERM,
+        Signal::Kill => libc::SIGKILL,
+        Signal::Stop => libc::SIGSTOP,
+        Signal::Continue => libc::SIGCONT,
+    };
     // SAFETY: no pointer is passed; a process that is gone gives an error.
-    check(unsafe { libc::kill(pid, libc::SIGTERM) })?;
+    check(unsafe { libc::kill(pid, number) })?;
     Ok(())
 }
 

@@ -22,6 +22,17 @@ pub struct Position {
     pub epoch: String,
 }
 
+/// What a subscribe command asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Subscription<'c> {
+    /// Name of the channel.
+    pub channel: &'c str,
+    /// Where it was, if what was missed is to be recovered.
+    pub position: Option<&'c Position>,
+    /// It wants to hear who joins and leaves.
+    pub join_leave: bool,
+}
+
 /// The WebSocket opcode of messages in an encoding.
 pub fn opcode(encoding: Encoding) -> u8 {
     match encoding {
@@ -34,7 +45,7 @@ pub fn opcode(encoding: Encoding) -> u8 {
 pub fn first_frame<'c>(
     encoding: Encoding,
     token: String,
-    subscriptions: impl Iterator<Item = (&'c str, Option<&'c Position>)>,
+    subscriptions: impl Iterator<Item = Subscription<'c>>,
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     let connect = ConnectRequest {
@@ -44,26 +55,27 @@ pub fn first_frame<'c>(
         ..ConnectRequest::default()
     };
     append(encoding, CONNECT_ID, Request::Connect(connect), &mut out);
-    for (id, (channel, position)) in (FIRST_SUBSCRIBE_ID..).zip(subscriptions) {
-        append(encoding, id, subscribe(channel, position), &mut out);
+    for (id, subscription) in (FIRST_SUBSCRIBE_ID..).zip(subscriptions) {
+        append(encoding, id, subscribe(subscription), &mut out);
     }
     frame_payload(encoding, &out).to_vec()
 }
 
 /// The payload of a frame with one subscribe command.
-pub fn subscribe_frame(encoding: Encoding, id: u32, channel: &str, position: Option<&Position>) -> Vec<u8> {
+pub fn subscribe_frame(encoding: Encoding, id: u32, subscription: Subscription<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
-    append(encoding, id, subscribe(channel, position), &mut out);
+    append(encoding, id, subscribe(subscription), &mut out);
     frame_payload(encoding, &out).to_vec()
 }
 
-fn subscribe(channel: &str, position: Option<&Position>) -> Request {
-    let position_or_default = position.cloned().unwrap_or_default();
+fn subscribe(subscription: Subscription<'_>) -> Request {
+    let position = subscription.position.cloned().unwrap_or_default();
     Request::Subscribe(SubscribeRequest {
-        channel: channel.to_owned(),
-        recover: position.is_some(),
-        epoch: position_or_default.epoch,
-        offset: position_or_default.offset,
+        channel: subscription.channel.to_owned(),
+        recover: subscription.position.is_some(),
+        epoch: position.epoch,
+        offset: position.offset,
+        join_leave: subscription.join_leave,
         ..SubscribeRequest::default()
     })
 }
@@ -246,8 +258,11 @@ mod tests {
     fn the_first_frame_holds_connect_and_every_subscribe() {
         let position = Position { offset: 41, epoch: "e".to_owned() };
         for encoding in ENCODINGS {
-            let channels = [("a", None), ("b", Some(&position))];
-            let frame = Bytes::from(first_frame(encoding, "tok".to_owned(), channels.into_iter()));
+            let subscriptions = [
+                Subscription { channel: "a", position: None, join_leave: true },
+                Subscription { channel: "b", position: Some(&position), join_leave: false },
+            ];
+            let frame = Bytes::from(first_frame(encoding, "tok".to_owned(), subscriptions.into_iter()));
             let commands: Vec<Command> = protocol::decode_commands(encoding, &frame, &Limits::default())
                 .collect::<Result<_, _>>()
                 .expect("a server can read it");
@@ -262,6 +277,7 @@ mod tests {
             };
             assert_eq!((connect.token.as_str(), a.channel.as_str(), a.recover), ("tok", "a", false));
             assert_eq!((b.recover, b.offset, b.epoch.as_str()), (true, 41, "e"));
+            assert_eq!((a.join_leave, b.join_leave), (true, false));
         }
     }
 }

@@ -145,3 +145,28 @@ fn a_recovery_that_admits_failure_is_no_violation() {
     assert_eq!((code, report["result"]["violations"].as_u64()), (0, Some(0)), "{report:#}");
     assert!(report["result"]["audit"]["told"].as_u64() >= Some(2), "{report:#}");
 }
+
+#[test]
+fn what_was_seen_before_the_cut_and_comes_again_after_it_is_repeated_across_the_resume() {
+    let expected = [("repeated", 2), ("repeated_across_resumes", 2)];
+    check(Fault::CutAndRepeat, &["--resume"], 1, "violated", &expected);
+}
+
+#[test]
+fn recovered_messages_in_the_wrong_order_are_reordered() {
+    check(Fault::CutAndReorder, &["--resume", "--encoding", "protobuf"], 1, "violated", &[("reordered", 2)]);
+}
+
+#[test]
+fn another_epoch_must_be_told() {
+    let (code, report) = fanout(Fault::CutAndChangeEpoch, &["--resume"]);
+    assert_eq!((code, report["result"]["violations"].as_u64()), (0, Some(0)), "{report:#}");
+    assert!(report["result"]["audit"]["told"].as_u64() >= Some(2), "{report:#}");
+    check(Fault::CutAndLieAboutEpoch, &["--resume"], 1, "violated", &[("contradictory", 2)]);
+}
+
+#[test]
+fn an_answer_that_recovers_nothing_and_brings_messages_is_contradictory() {
+    let (code, report) = fanout(Fault::CutAndContradict, &["--resume"]);
+    assert_eq!((code, report["result"]["audit"]["contradictory"].as_u64()), (1, Some(2)), "{report:#}");
+}

@@ -1,11 +1,15 @@
 //! The client side of every scenario: connections that subscribe, receive and audit, and publishers.
 //!
 //! In reading order: [`plan`] says what is to be done, [`worker`] does it on one thread per core, `receive` is its hot
-//! path, `publisher` keeps to the schedule, [`shared`] is how a scenario follows the run.
+//! path, `reconnect` the edges of a connection, `publisher` keeps to the schedule, [`nodes`] are the servers and the choice
+//! among them, [`presence`] judges join and leave events, [`shared`] is how a scenario follows the run.
 
+pub mod nodes;
 pub mod plan;
+pub mod presence;
 mod publisher;
 mod receive;
+mod reconnect;
 pub mod shared;
 pub mod socket;
 pub mod worker;
@@ -18,9 +22,11 @@ use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 
 use crate::audit::{Findings, Ledger, Outcome};
+use crate::timeline::Timeline;
 use plan::{Plan, Publishing};
+use presence::Seen;
 use shared::{Reasons, Shared, microseconds};
-use worker::{Busy, Harvest, Tally, Worker};
+use worker::{Busy, Harvest, Published, Tally, Worker};
 
 /// Descriptors a client needs beside those of its connections.
 const SPARE_DESCRIPTORS: u64 = 64;
@@ -71,26 +77,38 @@ impl Client {
         }
         let published = harvests.iter_mut().find_map(|harvest| harvest.published.take());
         let schedule = self.plan.schedule;
-        let (outcomes, ack_us, failures) = match published {
-            Some(published) => (published.outcomes, published.ack_us, published.failures),
+        let published = published.unwrap_or_else(|| Published {
             // The physical-limit server counts failed sends itself; all it was to send is due here.
-            None if matches!(self.plan.publishing, Publishing::Peer) => {
-                (vec![Outcome::Acknowledged; schedule.total as usize], microseconds(), Reasons::default())
-            }
-            None => (Vec::new(), microseconds(), Reasons::default()),
-        };
+            outcomes: match self.plan.publishing {
+                Publishing::Peer => vec![Outcome::Acknowledged; schedule.total as usize],
+                Publishing::Nobody | Publishing::Api { .. } | Publishing::WebSocket { .. } => Vec::new(),
+            },
+            ack_us: microseconds(),
+            failures: Reasons::default(),
+            timeline: Timeline::new(self.shared.origin_ns),
+            last_trouble_ns: 0,
+        });
+        let Published { outcomes, ack_us, failures, timeline, last_trouble_ns } = published;
         let ledger = Ledger::new(schedule, &outcomes);
+        let mut presence = Seen::default();
+        for harvest in &mut harvests {
+            let subscriptions = self.plan.layout.channels_between(harvest.first, self.plan.layout.connections());
+            presence.add(std::mem::take(&mut harvest.events), |subscription| subscriptions[subscription]);
+        }
         let mut harvests = harvests.into_iter();
         let first = harvests.next().context("a client has at least one worker")?;
         let mut results = Results {
             findings: first.audit.finish(&ledger),
             busy: vec![first.tally.busy],
             tally: first.tally,
+            presence,
             acknowledged: outcomes.iter().filter(|outcome| **outcome == Outcome::Acknowledged).count() as u64,
             failed: outcomes.iter().filter(|outcome| **outcome == Outcome::Failed).count() as u64,
             ack_us,
             failures,
         };
+        results.tally.timeline.add(&timeline);
+        results.tally.last_trouble_ns = results.tally.last_trouble_ns.max(last_trouble_ns);
         for harvest in harvests {
             results.findings.add(&harvest.audit.finish(&ledger));
             results.busy.push(harvest.tally.busy);
@@ -107,6 +125,8 @@ impl Client {
 pub struct Results {
     /// The audit.
     pub findings: Findings,
+    /// Join and leave events that subscribers saw.
+    pub presence: Seen,
     /// Counts and histograms of all workers.
     pub tally: Tally,
     /// How busy each worker was while the schedule ran.
@@ -127,6 +147,22 @@ impl Tally {
         self.latency_us.add(&other.latency_us).expect("the histograms have the same bounds");
         self.refused.merge(&other.refused);
         self.lost.merge(&other.lost);
+        self.cuts.merge(&other.cuts);
+        self.failed_attempts.merge(&other.failed_attempts);
+        for (own, others) in [
+            (&mut self.reconnect_us, &other.reconnect_us),
+            (&mut self.cut_to_connect_us, &other.cut_to_connect_us),
+            (&mut self.cut_to_live_us, &other.cut_to_live_us),
+        ] {
+            own.add(others).expect("the histograms have the same bounds");
+        }
+        self.recovered += other.recovered;
+        self.not_recovered += other.not_recovered;
+        self.client_kept += other.client_kept;
+        self.client_changed += other.client_changed;
+        self.last_trouble_ns = self.last_trouble_ns.max(other.last_trouble_ns);
+        self.away.extend(&other.away);
+        self.timeline.add(&other.timeline);
         self.resumed += other.resumed;
         self.pings += other.pings;
         self.foreign += other.foreign;

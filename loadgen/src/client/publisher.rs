@@ -22,6 +22,7 @@ use crate::http::{append_post, read_answer, read_upgrade, upgrade_request};
 use crate::schedule::Schedule;
 use crate::stamp::{Stamp, write_payload};
 use crate::sys;
+use crate::timeline::{Event, Timeline};
 use crate::wire::{self, CONNECT_ID, next_message};
 
 /// Bytes read at once; answers are short.
@@ -33,6 +34,8 @@ const RETRY_NS: u64 = 100_000_000;
 const OVERTIME_NS: u64 = 10_000_000_000;
 /// Failed attempts in a row after which the run is given up.
 const RETRIES_MAX: u32 = 50;
+/// The same in a run that survives the loss of a server: two minutes.
+const PATIENT_RETRIES_MAX: u32 = 1200;
 
 /// All publishers of a run.
 pub(super) struct Publishers {
@@ -44,6 +47,10 @@ pub(super) struct Publishers {
     failures: Reasons,
     /// Start of the schedule, once it is known.
     start: Option<u64>,
+    /// Publishing ended before the schedule did.
+    is_stopped: bool,
+    timeline: Timeline,
+    last_trouble_ns: u64,
     mask: [u8; 4],
     buffer: Vec<u8>,
 }
@@ -61,6 +68,8 @@ enum State {
 /// One publisher.
 #[derive(Default)]
 struct Link {
+    /// Node it is connected to.
+    node: usize,
     socket: Option<TcpStream>,
     state: State,
     /// It was ready at least once.
@@ -78,7 +87,7 @@ struct Link {
 
 impl Publishers {
     /// The publishers a plan asks for; None when somebody else publishes.
-    pub fn new(plan: &Arc<Plan>) -> Option<Self> {
+    pub fn new(plan: &Arc<Plan>, origin_ns: u64) -> Option<Self> {
         if matches!(plan.publishing, Publishing::Nobody | Publishing::Peer) {
             return None;
         }
@@ -90,25 +99,34 @@ impl Publishers {
             ack_us: microseconds(),
             failures: Reasons::default(),
             start: None,
+            is_stopped: false,
+            timeline: Timeline::new(origin_ns),
+            last_trouble_ns: 0,
             mask: [0x3c, 0xa5, 0x17, 0x68],
             buffer: vec![0; READ_BYTES],
             plan: plan.clone(),
         })
     }
 
-    /// Connects and sends what is due. Fails when a publisher cannot connect at all.
-    pub fn pump(&mut self, epoll: &sys::Epoll, now: u64, start: Option<u64>) -> io::Result<()> {
+    /// Connects and sends what is due, until `stopped`. Fails when a publisher cannot connect at all.
+    pub fn pump(&mut self, epoll: &sys::Epoll, now: u64, start: Option<u64>, stopped: Option<u64>) -> io::Result<()> {
         self.start = start;
+        self.is_stopped = stopped.is_some();
+        let retries_max = if self.plan.resumes() { PATIENT_RETRIES_MAX } else { RETRIES_MAX };
         for index in 0..self.links.len() {
             let link = &self.links[index];
             if link.state == State::Idle && link.retry_ns <= now && !self.is_finished(index, now) {
-                if link.retries > RETRIES_MAX {
+                if link.retries > retries_max {
                     let reason = self.failures.first().unwrap_or("unknown reason").to_owned();
                     return Err(io::Error::other(format!("publisher {index} cannot connect: {reason}")));
                 }
                 if let Err(error) = self.connect(epoll, index) {
                     self.fail(index, Cut::Io(error));
                 }
+            }
+            if self.should_move(index) {
+                self.links[index] = Link { next: self.links[index].next, seen_ready: true, ..Link::default() };
+                continue;
             }
             if let Some(start) = start
                 && self.links[index].state == State::Ready
@@ -120,18 +138,33 @@ impl Publishers {
         Ok(())
     }
 
+    /// Its node takes no new connections any more, nothing is unanswered, and there is another node: a load balancer would
+    /// send the next request there.
+    fn should_move(&self, index: usize) -> bool {
+        let (link, nodes) = (&self.links[index], &self.plan.nodes);
+        let is_idle = link.state == State::Ready && link.in_flight.is_empty();
+        is_idle && !nodes.is_ready(link.node) && nodes.any_ready()
+    }
+
+    /// Nothing is sent to a node that is about to go, so that what is unanswered comes to an end; unless no node is better.
+    fn may_send(&self, index: usize) -> bool {
+        let (link, nodes) = (&self.links[index], &self.plan.nodes);
+        let is_over = self.is_stopped || link.in_flight.len() >= self.depth();
+        !is_over && (nodes.is_ready(link.node) || !nodes.any_ready())
+    }
+
     /// When there is something to do next without being called by an event.
     pub fn next_due_ns(&self, start: Option<u64>) -> Option<u64> {
-        let due = |link: &Link| match (link.state, start) {
-            (State::Idle, _) => Some(link.retry_ns),
+        let due = |index: usize| match (self.links[index].state, start) {
+            (State::Idle, _) => Some(self.links[index].retry_ns),
             (State::Ready, Some(start))
-                if link.in_flight.len() < self.depth() && link.next < self.plan.schedule.total =>
+                if self.may_send(index) && self.links[index].next < self.plan.schedule.total =>
             {
-                Some(start + self.plan.schedule.due_ns(link.next))
+                Some(start + self.plan.schedule.due_ns(self.links[index].next))
             }
             _ => None,
         };
-        self.links.iter().filter_map(due).min()
+        (0..self.links.len()).filter_map(due).min()
     }
 
     /// Handles an event of publisher `index`.
@@ -159,7 +192,8 @@ impl Publishers {
     fn is_finished(&self, index: usize, now: u64) -> bool {
         let link = &self.links[index];
         let out_of_time = self.start.is_some_and(|start| now > start + self.plan.schedule.duration_ns() + OVERTIME_NS);
-        link.seen_ready && (link.next >= self.plan.schedule.total || out_of_time) && link.in_flight.is_empty()
+        let is_over = link.next >= self.plan.schedule.total || out_of_time || self.is_stopped;
+        link.seen_ready && is_over && link.in_flight.is_empty()
     }
 
     /// Messages that were answered or given up.
@@ -169,7 +203,8 @@ impl Publishers {
 
     /// Hands in the results.
     pub fn finish(self) -> Published {
-        Published { outcomes: self.outcomes, ack_us: self.ack_us, failures: self.failures }
+        let Self { outcomes, ack_us, failures, timeline, last_trouble_ns, .. } = self;
+        Published { outcomes, ack_us, failures, timeline, last_trouble_ns }
     }
 
     fn depth(&self) -> usize {
@@ -180,11 +215,15 @@ impl Publishers {
     }
 
     fn connect(&mut self, epoll: &sys::Epoll, index: usize) -> io::Result<()> {
+        let node = self.plan.nodes.next();
         let address = match &self.plan.publishing {
-            Publishing::Api { target, .. } => target.address,
-            Publishing::WebSocket { .. } | Publishing::Nobody | Publishing::Peer => self.plan.target.address,
+            Publishing::Api { targets, .. } => targets[node % targets.len()].address,
+            Publishing::WebSocket { .. } | Publishing::Nobody | Publishing::Peer => {
+                self.plan.nodes.target(node).address
+            }
         };
         let link = &mut self.links[index];
+        link.node = node;
         link.state = State::Connecting;
         let socket = open(address, None)?;
         epoll.add_edge(&socket, FIRST_PUBLISHER_TOKEN + index as u64)?;
@@ -194,11 +233,11 @@ impl Publishers {
 
     fn send_due(&mut self, index: usize, now: u64, start: u64) -> Result<(), Cut> {
         let plan = self.plan.clone();
-        let (schedule, depth) = (&plan.schedule, self.depth());
+        let schedule = &plan.schedule;
         let mut out = Vec::new();
-        let link = &mut self.links[index];
         let out_of_time = now > start + schedule.duration_ns() + OVERTIME_NS;
-        while !out_of_time && link.in_flight.len() < depth && link.next < schedule.total {
+        while !out_of_time && self.may_send(index) && self.links[index].next < schedule.total {
+            let link = &mut self.links[index];
             let message = link.next;
             let intended_ns = start + schedule.due_ns(message);
             if intended_ns > now {
@@ -208,8 +247,9 @@ impl Publishers {
             link.in_flight.push_back(message);
             // Until the answer says otherwise: it may have been published.
             self.outcomes[message as usize] = Outcome::Failed;
-            append_message(&plan, message, intended_ns, self.mask, &mut out);
+            append_message(&plan, link.node, message, intended_ns, self.mask, &mut out);
         }
+        let link = &mut self.links[index];
         match &mut link.socket {
             Some(socket) if !out.is_empty() => link.outbox.write(socket, &out),
             _ => Ok(()),
@@ -227,7 +267,7 @@ impl Publishers {
         }
         if let Publishing::WebSocket { .. } = self.plan.publishing {
             link.state = State::Upgrading;
-            let target = &self.plan.target;
+            let target = self.plan.nodes.target(link.node);
             let request = upgrade_request(&target.host, &target.path, self.plan.subprotocol());
             return link.outbox.write(socket, &request);
         }
@@ -333,7 +373,8 @@ impl Publishers {
             }
             Some(ReplyBody::Publish(_)) => None,
             Some(ReplyBody::Error(error)) if id == CONNECT_ID => {
-                return Err(Cut::Refused { command: "connect", code: error.code, message: error.message });
+                let protocol::Error { code, message, temporary } = error;
+                return Err(Cut::Refused { command: "connect", code, message, temporary });
             }
             Some(ReplyBody::Error(error)) => Some(format!("publish error {}: {}", error.code, error.message)),
             _ => return Ok(()),
@@ -366,19 +407,30 @@ impl Publishers {
     fn settle(&mut self, index: usize, message: u64, refusal: Option<String>) {
         self.settled += 1;
         self.links[index].retries = 0;
-        match refusal {
-            Some(reason) => self.failures.count(&reason),
-            None => self.outcomes[message as usize] = Outcome::Acknowledged,
+        let now = sys::monotonic_ns();
+        let waited_ns = self.start.map_or(0, |start| now.saturating_sub(start + self.plan.schedule.due_ns(message)));
+        self.ack_us.saturating_record(waited_ns / 1000);
+        let is_late = self.plan.late_after.is_some_and(|late| waited_ns > late.as_nanos() as u64);
+        if refusal.is_some() || is_late {
+            self.last_trouble_ns = now;
         }
-        if let Some(start) = self.start {
-            let intended_ns = start + self.plan.schedule.due_ns(message);
-            self.ack_us.saturating_record(sys::monotonic_ns().saturating_sub(intended_ns) / 1000);
+        match refusal {
+            Some(reason) => {
+                self.failures.count(&reason);
+                self.timeline.count(now, Event::PublishFailed);
+            }
+            None => {
+                self.outcomes[message as usize] = Outcome::Acknowledged;
+                self.timeline.count(now, Event::Acknowledged);
+            }
         }
     }
 
     fn fail(&mut self, index: usize, cut: Cut) {
-        let link = &mut self.links[index];
+        let (link, now) = (&mut self.links[index], sys::monotonic_ns());
         self.settled += link.in_flight.len() as u64;
+        self.last_trouble_ns = now;
+        link.in_flight.iter().for_each(|_| self.timeline.count(now, Event::PublishFailed));
         let reason = match link.in_flight.len() {
             0 => cut.to_string(),
             unanswered => format!("{cut}, with {unanswered} unanswered"),
@@ -390,14 +442,14 @@ impl Publishers {
             next: link.next,
             seen_ready: link.seen_ready,
             retries: link.retries + 1,
-            retry_ns: sys::monotonic_ns() + RETRY_NS,
+            retry_ns: now + RETRY_NS,
             ..Link::default()
         };
     }
 }
 
 /// Appends the request, or the masked frame, that publishes a message.
-fn append_message(plan: &Plan, message: u64, intended_ns: u64, mask: [u8; 4], out: &mut Vec<u8>) {
+fn append_message(plan: &Plan, node: usize, message: u64, intended_ns: u64, mask: [u8; 4], out: &mut Vec<u8>) {
     let place = plan.schedule.place(message);
     let stamp = Stamp {
         run: plan.run,
@@ -410,7 +462,8 @@ fn append_message(plan: &Plan, message: u64, intended_ns: u64, mask: [u8; 4], ou
     let mut data = Vec::with_capacity(plan.payload_bytes);
     write_payload(&stamp, plan.payload_bytes, &mut data);
     match &plan.publishing {
-        Publishing::Api { target, key, .. } => {
+        Publishing::Api { targets, key, .. } => {
+            let target = &targets[node % targets.len()];
             let mut body = b"{\"channel\":".to_vec();
             body.extend_from_slice(serde_json::Value::from(channel.as_str()).to_string().as_bytes());
             body.extend_from_slice(b",\"data\":");

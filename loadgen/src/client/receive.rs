@@ -4,15 +4,19 @@
 //! channel; no parser runs. Whatever does not look familiar is decoded in full, and if it turns out to be a publication
 //! of the right channel, its look becomes the familiar one.
 
-use protocol::{Publication, PushBody, Reply, ReplyBody, SubscribeResult};
+use std::sync::atomic::Ordering;
 
+use protocol::{ClientInfo, Publication, PushBody, Reply, ReplyBody, SubscribeResult, Unsubscribe};
+
+use super::presence::{Change, identity};
 use super::socket::Cut;
 use super::worker::{Connection, State, Worker};
 use crate::audit::Seen;
 use crate::frame::{self, Incoming, write_frame};
 use crate::http::read_upgrade;
 use crate::stamp::{Stamp, read_payload};
-use crate::wire::{self, FIRST_SUBSCRIBE_ID, Message, Position, next_message};
+use crate::timeline::Event;
+use crate::wire::{self, FIRST_SUBSCRIBE_ID, Message, Position, Subscription, next_message};
 
 impl Worker {
     /// Takes what is complete from `input`, and says how much that was.
@@ -23,7 +27,8 @@ impl Worker {
                 None => return Ok(0),
                 Some(len) => used = len,
             }
-            self.greet(connection)?;
+            self.tally.timeline.count(now, Event::Accepted);
+            self.greet(connection, now)?;
         }
         // Taken out for the duration, because a message may be borrowed from it.
         let mut assembler = std::mem::take(&mut self.connections[connection].assembler);
@@ -53,23 +58,25 @@ impl Worker {
     }
 
     /// Sends connect and all subscribes.
-    fn greet(&mut self, connection: usize) -> Result<(), Cut> {
+    fn greet(&mut self, connection: usize, now: u64) -> Result<(), Cut> {
         let plan = self.plan.clone();
         let (from, _) = self.subscriptions_of(connection);
         let token = plan.tokens.of(self.first + connection).map_err(|error| Cut::Token(error.to_string()))?;
         let channels = plan.layout.channels_of(self.first + connection);
-        let subscriptions = channels.iter().zip(from..).map(|(channel, subscription)| {
-            let position = self.positions.get(subscription).and_then(Option::as_ref);
-            (plan.channels[*channel as usize].as_str(), position)
+        let subscriptions = channels.iter().zip(from..).map(|(channel, subscription)| Subscription {
+            channel: &plan.channels[*channel as usize],
+            position: self.positions.get(subscription).and_then(Option::as_ref),
+            join_leave: *channel < plan.presence_channels,
         });
         let payload = wire::first_frame(plan.encoding, token, subscriptions);
         let greeted = &mut self.connections[connection];
         greeted.state = State::Greeting;
+        greeted.step_ns = now;
         greeted.awaited = 1 + channels.len() as u32;
         self.send_frame(connection, wire::opcode(plan.encoding), &payload)
     }
 
-    fn send_frame(&mut self, connection: usize, opcode: u8, payload: &[u8]) -> Result<(), Cut> {
+    pub(super) fn send_frame(&mut self, connection: usize, opcode: u8, payload: &[u8]) -> Result<(), Cut> {
         let mut out = Vec::with_capacity(payload.len() + 14);
         write_frame(opcode, payload, Some(self.mask), &mut out);
         self.send(connection, &out)
@@ -117,14 +124,15 @@ impl Worker {
             self.audit.misrouted();
             return Ok(());
         };
-        self.deliver(subscription, &stamp, message.framed.len(), now);
+        let seen = self.deliver(subscription, &stamp, message.framed.len(), now);
+        self.note_late(&stamp, now);
         if let Some(Some(_)) = self.positions.get(subscription) {
             match wire::offset_after_data(self.plan.encoding, &message.body[at + len..]) {
-                Some(offset) => self.advance(subscription, offset),
+                Some(offset) => self.advance(subscription, offset, seen),
                 None => {
                     for reply in read_reply(self, message)? {
                         if let Some(publication) = publication_of(&reply) {
-                            self.advance(subscription, publication.offset);
+                            self.advance(subscription, publication.offset, seen);
                         }
                     }
                 }
@@ -133,8 +141,9 @@ impl Worker {
         Ok(())
     }
 
-    fn deliver(&mut self, subscription: usize, stamp: &Stamp, bytes: usize, now: u64) {
-        if matches!(self.audit.observe(subscription, stamp), Seen::Fresh | Seen::Reordered) {
+    fn deliver(&mut self, subscription: usize, stamp: &Stamp, bytes: usize, now: u64) -> Seen {
+        let seen = self.audit.observe(subscription, stamp);
+        if matches!(seen, Seen::Fresh | Seen::Reordered) {
             self.tally.latency_us.saturating_record(now.saturating_sub(stamp.intended_ns) / 1000);
             self.tally.message_bytes += bytes as u64;
             self.tally.last_delivery_ns = now;
@@ -142,6 +151,16 @@ impl Worker {
                 // The server publishes, so its first message tells when it began.
                 self.shared.set_start_ns(stamp.intended_ns.max(1));
             }
+        }
+        seen
+    }
+
+    /// Counts a live delivery that comes later than the run allows. Recovered messages are not late: their subscriber was away.
+    #[inline]
+    fn note_late(&mut self, stamp: &Stamp, now: u64) {
+        if now.saturating_sub(stamp.intended_ns) > self.late_after_ns {
+            self.audit.late();
+            self.tally.last_trouble_ns = self.tally.last_trouble_ns.max(now);
         }
     }
 
@@ -155,11 +174,12 @@ impl Worker {
         }
     }
 
-    fn advance(&mut self, subscription: usize, offset: u64) {
+    /// Moves the position on. An offset that goes back is a fault of its own only if the message was not one already.
+    fn advance(&mut self, subscription: usize, offset: u64, seen: Seen) {
         if let Some(Some(position)) = self.positions.get_mut(subscription)
             && offset > 0
         {
-            if offset <= position.offset {
+            if offset <= position.offset && seen == Seen::Fresh {
                 self.audit.offset_went_back();
             }
             position.offset = position.offset.max(offset);
@@ -181,8 +201,9 @@ impl Worker {
                 let Some((subscription, stamp)) = self.check(connection, Some(&push.channel), publication) else {
                     continue;
                 };
-                self.deliver(subscription, &stamp, message.framed.len(), now);
-                self.advance(subscription, publication.offset);
+                let seen = self.deliver(subscription, &stamp, message.framed.len(), now);
+                self.note_late(&stamp, now);
+                self.advance(subscription, publication.offset, seen);
                 if let Some(at) = stamped.filter(|at| message.body[*at..].starts_with(&publication.data)) {
                     self.familiar[stamp.channel as usize] = message.body[..at].to_vec();
                 }
@@ -217,38 +238,37 @@ impl Worker {
         let (from, count) = self.subscriptions_of(connection);
         let subscription = (id as usize).checked_sub(FIRST_SUBSCRIBE_ID as usize).filter(|index| *index < count);
         match body {
-            Some(ReplyBody::Connect(_)) => self.answered(connection, now),
+            Some(ReplyBody::Connect(result)) => {
+                self.up(connection, identity(&result.client), now);
+                self.answered(connection, now);
+            }
             Some(ReplyBody::Subscribe(result)) => {
                 let Some(index) = subscription else { return Err(unexpected("a subscribe reply nobody asked for")) };
+                self.resubscribing.remove(&(from + index));
                 self.on_subscribed(connection, from + index, result, now);
                 self.answered(connection, now);
             }
             Some(ReplyBody::Error(error)) => {
+                if let Some(index) = subscription.filter(|_| error.temporary)
+                    && self.plan.sdk_of(self.first + connection).is_some()
+                {
+                    self.tally.failed_attempts.count(&format!("subscribe error {}", error.code));
+                    self.resubscribe_later(connection, index, false);
+                    return Ok(());
+                }
                 let command = if subscription.is_some() { "subscribe" } else { "connect" };
-                return Err(Cut::Refused { command, code: error.code, message: error.message });
+                let protocol::Error { code, message, temporary } = error;
+                return Err(Cut::Refused { command, code, message, temporary });
             }
             Some(ReplyBody::Push(push)) => match push.body {
-                PushBody::Unsubscribe(unsubscribe) => {
-                    let channel = self.plan.channels.iter().position(|name| *name == push.channel);
-                    let Some(channel) = channel else { return Ok(()) };
-                    let Some(subscription) = self.subscription(connection, channel as u32) else { return Ok(()) };
-                    if !self.plan.resume || unsubscribe.code < 2500 {
-                        self.tally.lost.count(&format!("unsubscribed: {} {}", unsubscribe.code, unsubscribe.reason));
-                        self.audit.ended(subscription);
-                        return Ok(());
-                    }
-                    let id = FIRST_SUBSCRIBE_ID + (subscription - from) as u32;
-                    let position = self.positions[subscription].as_ref();
-                    let payload = wire::subscribe_frame(self.plan.encoding, id, &push.channel, position);
-                    self.send_frame(connection, wire::opcode(self.plan.encoding), &payload)?;
-                }
+                PushBody::Unsubscribe(unsubscribe) => self.on_unsubscribed(connection, &push.channel, &unsubscribe),
                 PushBody::Disconnect(disconnect) => {
                     return Err(Cut::Closed { code: u16::try_from(disconnect.code).ok(), reason: disconnect.reason });
                 }
-                // Presence and lifetime events are not audited; publications were taken out by the caller.
+                PushBody::Join(join) => self.on_change(connection, &push.channel, join.info, Change::Join),
+                PushBody::Leave(leave) => self.on_change(connection, &push.channel, leave.info, Change::Leave),
+                // Lifetime events are not audited; publications were taken out by the caller.
                 PushBody::Publication(_)
-                | PushBody::Join(_)
-                | PushBody::Leave(_)
                 | PushBody::Message(_)
                 | PushBody::Subscribe(_)
                 | PushBody::Connect(_)
@@ -257,6 +277,38 @@ impl Worker {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The subscription to a named channel: its number within this worker, its index on the connection, and the channel's.
+    fn named(&self, connection: usize, name: &str) -> Option<(usize, usize, u32)> {
+        let channels = self.plan.layout.channels_of(self.first + connection);
+        let index = channels.iter().position(|channel| self.plan.channels[*channel as usize] == name)?;
+        let (from, _) = self.subscriptions_of(connection);
+        Some((from + index, index, channels[index]))
+    }
+
+    fn on_unsubscribed(&mut self, connection: usize, name: &str, unsubscribe: &Unsubscribe) {
+        let Some((subscription, index, _)) = self.named(connection, name) else { return };
+        let reason = format!("unsubscribed: {} {}", unsubscribe.code, unsubscribe.reason);
+        if self.plan.resumes() && unsubscribe.code >= 2500 {
+            self.tally.cuts.count(&reason);
+            self.resubscribe_later(connection, index, true);
+            return;
+        }
+        self.tally.lost.count(&reason);
+        self.audit.ended(subscription);
+    }
+
+    fn on_change(&mut self, connection: usize, name: &str, info: Option<ClientInfo>, change: Change) {
+        if !self.shared.watching_presence.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some((subscription, _, channel)) = self.named(connection, name)
+            && let Some(info) = info
+        {
+            let life = self.lives[connection].ended;
+            self.events.observe(subscription, life, channel, identity(&info.client), change);
+        }
     }
 
     /// One more reply to the first frame.
@@ -272,10 +324,27 @@ impl Worker {
 
     fn on_subscribed(&mut self, connection: usize, subscription: usize, result: SubscribeResult, now: u64) {
         let again = std::mem::replace(&mut self.subscribed[subscription], true);
+        let asked = self.positions.get(subscription).and_then(Option::as_ref);
+        let asked_to_recover = asked.is_some();
+        let in_another_epoch = asked.is_some_and(|asked| !asked.epoch.is_empty() && asked.epoch != result.epoch);
+        if result.recovered && (!asked_to_recover || in_another_epoch) {
+            self.audit.contradictory();
+        }
+        if !result.recovered && !result.publications.is_empty() {
+            self.audit.contradictory();
+        }
+        if self.plan.breaks_things && !result.recoverable {
+            self.audit.promises_nothing(subscription);
+        }
         if again && result.recovered {
+            self.tally.recovered += 1;
             self.audit.claimed_recovered(subscription);
         } else if again && let Some(start) = self.shared.start_ns().filter(|start| *start <= now) {
+            self.tally.not_recovered += u64::from(asked_to_recover);
             self.audit.told_missed(subscription, now - start);
+        }
+        if again {
+            self.audit.resumed(subscription);
         }
         if let Some(position) = self.positions.get_mut(subscription) {
             // With `recovered` the offset in the reply is the client's own, and its publications move it on.
@@ -292,8 +361,8 @@ impl Worker {
                     self.audit.misrouted();
                     continue;
                 }
-                self.deliver(subscription, &stamp, publication.data.len(), now);
-                self.advance(subscription, publication.offset);
+                let seen = self.deliver(subscription, &stamp, publication.data.len(), now);
+                self.advance(subscription, publication.offset, seen);
             }
         }
         if again && result.recovered {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 
+use crate::sys;
+
 /// Most different reasons kept in a [`Reasons`]; the rest is summed up.
 const REASONS_MAX: usize = 50;
 
@@ -31,6 +33,16 @@ pub struct Shared {
     pub published: AtomicBool,
     /// A worker cannot go on, and has handed in why.
     pub broken: AtomicBool,
+    /// When the run began, from which timelines count.
+    pub origin_ns: u64,
+    /// When publishing is to end although the schedule goes on; 0 while it is not.
+    stop_publishing_ns: AtomicU64,
+    /// When connections are to be dropped at once; 0 while they are not.
+    drop_at_ns: AtomicU64,
+    /// Connections are dropped steadily.
+    pub dropping: AtomicBool,
+    /// Join and leave events count.
+    pub watching_presence: AtomicBool,
     /// One entry per worker.
     pub progress: Box<[Progress]>,
 }
@@ -49,6 +61,14 @@ pub struct Progress {
     pub delivered: AtomicU64,
     /// Messages whose publish was answered or given up.
     pub published: AtomicU64,
+    /// Connections that are up with all their subscriptions now.
+    pub live: AtomicU64,
+    /// Clients that stay away on purpose.
+    pub away: AtomicU64,
+    /// Times a connection came back after a cut.
+    pub resumed: AtomicU64,
+    /// Connections cut by the server or the network, or dropped.
+    pub cut: AtomicU64,
 }
 
 /// The sum over all workers at one moment.
@@ -64,6 +84,14 @@ pub struct Totals {
     pub delivered: u64,
     /// See [`Progress::published`].
     pub published: u64,
+    /// See [`Progress::live`].
+    pub live: u64,
+    /// See [`Progress::away`].
+    pub away: u64,
+    /// See [`Progress::resumed`].
+    pub resumed: u64,
+    /// See [`Progress::cut`].
+    pub cut: u64,
 }
 
 impl Shared {
@@ -75,6 +103,11 @@ impl Shared {
             publishers_ready: AtomicBool::new(false),
             published: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            origin_ns: sys::monotonic_ns(),
+            stop_publishing_ns: AtomicU64::new(0),
+            drop_at_ns: AtomicU64::new(0),
+            dropping: AtomicBool::new(false),
+            watching_presence: AtomicBool::new(false),
             progress: (0..workers).map(|_| Progress::default()).collect(),
         }
     }
@@ -107,6 +140,26 @@ impl Shared {
         let _ = self.start_ns.compare_exchange(0, start, Ordering::AcqRel, Ordering::Acquire);
     }
 
+    /// Ends publishing now: nothing more is sent, and what was sent is waited for.
+    pub fn stop_publishing(&self) {
+        self.stop_publishing_ns.store(sys::monotonic_ns(), Ordering::Release);
+    }
+
+    /// When publishing was ended before the end of the schedule.
+    pub fn publishing_stopped_ns(&self) -> Option<u64> {
+        Some(self.stop_publishing_ns.load(Ordering::Acquire)).filter(|stop| *stop > 0)
+    }
+
+    /// Has the share of the connections that the plan names dropped at this moment.
+    pub fn drop_at(&self, at_ns: u64) {
+        self.drop_at_ns.store(at_ns, Ordering::Release);
+    }
+
+    /// When connections are to be dropped at once.
+    pub fn drop_at_ns(&self) -> Option<u64> {
+        Some(self.drop_at_ns.load(Ordering::Acquire)).filter(|at| *at > 0)
+    }
+
     /// Adds up all workers.
     pub fn totals(&self) -> Totals {
         self.progress.iter().fold(Totals::default(), |sum, worker| Totals {
@@ -115,6 +168,10 @@ impl Shared {
             lost: sum.lost + worker.lost.load(Ordering::Relaxed),
             delivered: sum.delivered + worker.delivered.load(Ordering::Relaxed),
             published: sum.published + worker.published.load(Ordering::Relaxed),
+            live: sum.live + worker.live.load(Ordering::Relaxed),
+            away: sum.away + worker.away.load(Ordering::Relaxed),
+            resumed: sum.resumed + worker.resumed.load(Ordering::Relaxed),
+            cut: sum.cut + worker.cut.load(Ordering::Relaxed),
         })
     }
 }

@@ -2,8 +2,9 @@
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 
 use crate::frame::FrameError;
@@ -49,10 +50,15 @@ pub enum Cut {
         code: u32,
         /// Error message.
         message: String,
+        /// The server advises to try again.
+        temporary: bool,
     },
     /// It took too long.
     #[error("not ready within the connect timeout")]
     Timeout,
+    /// The client dropped it itself, as the scenario wants.
+    #[error("dropped by loadgen")]
+    Dropped,
     /// The server does not read.
     #[error("the server does not read: {OUTBOX_BYTES_MAX} bytes are waiting")]
     Stalled,
@@ -66,8 +72,23 @@ impl Cut {
     pub fn is_terminal(&self) -> bool {
         match self {
             Self::Closed { code: Some(code), .. } => *code == 1009 || matches!(code, 3500..=3999 | 4500..=4999),
-            Self::Refused { .. } | Self::Token(_) => true,
+            // 109 is an expired token, for which SDKs fetch a new one.
+            Self::Refused { code, temporary, .. } => !temporary && *code != 109,
+            Self::Token(_) => true,
             _ => false,
+        }
+    }
+
+    /// The reason in a word or two, for counting failed attempts.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Http(HttpError::Refused(status)) => status.chars().take(3).collect(),
+            Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+            Self::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => "reset".to_owned(),
+            Self::Timeout => "timeout".to_owned(),
+            Self::Ended => "ended".to_owned(),
+            Self::Closed { code: Some(code), .. } => format!("closed {code}"),
+            other => other.to_string(),
         }
     }
 }
@@ -85,6 +106,12 @@ pub fn open(address: SocketAddr, source: Option<Ipv4Addr>) -> io::Result<TcpStre
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(socket.into()),
     }
+}
+
+/// Ends a connection as a network that is gone does: the peer gets a reset.
+pub fn reset(socket: TcpStream) {
+    // Without it the connection would be ended in good order; the peer is told either way.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Bytes that could not be written yet. Empty, and without memory, for nearly every connection.
@@ -161,6 +188,24 @@ mod tests {
         outbox.flush(&mut near).expect("flush");
         drop(near);
         assert!(reader.join().expect("the reader") == sent);
+    }
+
+    #[test]
+    fn a_reset_is_seen_as_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let near = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        let (mut far, _) = listener.accept().expect("accept");
+        reset(near);
+        let error = far.read(&mut [0; 8]).expect_err("a reset");
+        assert_eq!(Cut::Io(error).kind(), "reset");
+    }
+
+    #[test]
+    fn only_permanent_refusals_keep_a_client_away() {
+        let refused = |code, temporary| Cut::Refused { command: "connect", code, message: String::new(), temporary };
+        assert!(refused(103, false).is_terminal());
+        assert!(!refused(100, true).is_terminal() && !refused(109, false).is_terminal());
+        assert_eq!(Cut::Http(HttpError::Refused("503 Service Unavailable".to_owned())).kind(), "503");
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! Idle -> Connecting -> Upgrading -> Greeting -> Live
 //!   ^         |             |           |         |
 //!   |         +-------------+-----------+---------+--> Over
-//!   +------------------- only with --resume ------+
+//!   +------------ when connections resume --------+
 //! ```
+//!
+//! What happens at the edges of a connection, opening, cutting and coming back, is in `reconnect`.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -18,13 +21,16 @@ use hdrhistogram::Histogram;
 use rand::Rng;
 
 use super::plan::Plan;
+use super::presence::Events;
 use super::publisher::Publishers;
+use super::reconnect::Timer;
 use super::shared::{Phase, Progress, Reasons, Shared, microseconds};
-use super::socket::{Cut, Outbox, open};
+use super::socket::{Cut, Outbox};
 use crate::audit::{Audit, Outcome};
 use crate::frame::{Assembler, CLOSE, write_frame};
 use crate::http::upgrade_request;
 use crate::stamp::Scanner;
+use crate::timeline::{Event, Timeline};
 use crate::wire::Position;
 use crate::{procfs, sys};
 
@@ -35,12 +41,6 @@ const READ_BYTES: usize = 256 * 1024;
 const EVENTS_PER_PASS: usize = 128;
 /// How long the loop sleeps at most, so that a change of phase is noticed.
 const PASS_MAX: Duration = Duration::from_millis(20);
-/// How often connections that are being opened are checked for having taken too long.
-const TIMEOUT_CHECK_NS: u64 = 100_000_000;
-/// Longest wait before a cut connection is tried again; the actual one is random, as that of the SDKs.
-const RESUME_DELAY_NS: u64 = 300_000_000;
-/// Times one connection is resumed before it counts as lost.
-const RESUMES_MAX: u32 = 1000;
 /// Tokens from here on belong to publishers; connections are numbered from 0.
 pub const FIRST_PUBLISHER_TOKEN: u64 = 1 << 32;
 
@@ -67,26 +67,68 @@ pub(super) struct Connection {
     pub outbox: Outbox,
     /// When it should have been opened by the schedule, or was.
     pub started_ns: u64,
-    pub resumes: u32,
+    /// When the present step of opening it began, which has a time limit.
+    pub step_ns: u64,
+    /// The server has answered the connect command.
+    pub is_up: bool,
+}
+
+impl State {
+    /// On its way to being live.
+    pub fn is_opening(self) -> bool {
+        matches!(self, Self::Connecting | Self::Upgrading | Self::Greeting)
+    }
+}
+
+/// What is known of a client beyond a single connection.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Life {
+    /// It had all its subscriptions once.
+    pub has_lived: bool,
+    /// Number of its connections that ended so far.
+    pub ended: u32,
+    /// Attempts to connect since the last success.
+    pub attempts: u32,
+    /// Node of the present connection.
+    pub node: usize,
+    /// When the last live connection was cut; 0 while it is live.
+    pub cut_ns: u64,
+    /// When the first attempt after that began.
+    pub first_attempt_ns: u64,
+    /// Identity of the client id it was given last; 0 before the first connect.
+    pub client: u64,
+    /// It stays away for good, as planned.
+    pub is_away: bool,
 }
 
 /// One thread's part of a run.
 pub(super) struct Worker {
     pub plan: Arc<Plan>,
     pub shared: Arc<Shared>,
-    index: usize,
+    pub index: usize,
     /// Index of the first of its connections among all.
     pub first: usize,
-    epoll: sys::Epoll,
+    pub epoll: sys::Epoll,
     pub connections: Vec<Connection>,
-    next_to_open: usize,
+    pub lives: Vec<Life>,
+    pub next_to_open: usize,
     /// When the first connection was opened, from which the others are scheduled.
-    opened_from_ns: Option<u64>,
-    opening: usize,
-    opening_max: usize,
-    next_timeout_check_ns: u64,
-    /// Cut connections and when to try them again.
-    resumes: VecDeque<(u64, usize)>,
+    pub opened_from_ns: Option<u64>,
+    pub opening: usize,
+    pub opening_max: usize,
+    pub next_timeout_check_ns: u64,
+    /// What is to be done later, the soonest first.
+    pub timers: BinaryHeap<Reverse<(u64, Timer)>>,
+    /// Of subscriptions being asked for again on a live connection: the attempts so far.
+    pub resubscribing: HashMap<usize, u32>,
+    /// Connections with all their subscriptions.
+    pub live_count: usize,
+    /// The drop of many connections at once is done.
+    pub has_dropped: bool,
+    /// Steady drops: since when, and how many so far.
+    pub dropping_since_ns: Option<u64>,
+    pub dropped_steadily: u64,
+    pub events: Events,
     publishers: Option<Publishers>,
     buffer: Vec<u8>,
     pub scanner: Scanner,
@@ -99,6 +141,8 @@ pub(super) struct Worker {
     pub positions: Vec<Option<Position>>,
     pub mask: [u8; 4],
     pub tally: Tally,
+    /// When deliveries count as late, in nanoseconds after the intended time.
+    pub late_after_ns: u64,
     load: Option<LoadWindow>,
 }
 
@@ -121,6 +165,30 @@ pub struct Tally {
     pub lost: Reasons,
     /// Connections resumed after a cut.
     pub resumed: u64,
+    /// Why connections that were up ended, whether they came back or not.
+    pub cuts: Reasons,
+    /// Why attempts to connect failed, in short, whether they were repeated or not.
+    pub failed_attempts: Reasons,
+    /// From the first attempt after a cut to the connect reply.
+    pub reconnect_us: Histogram<u64>,
+    /// From the cut to the connect reply.
+    pub cut_to_connect_us: Histogram<u64>,
+    /// From the cut to the last subscribe reply.
+    pub cut_to_live_us: Histogram<u64>,
+    /// Resubscribes answered with `recovered: true`.
+    pub recovered: u64,
+    /// Resubscribes that asked to recover and were answered otherwise.
+    pub not_recovered: u64,
+    /// Connects after a cut that were given the client id they had before.
+    pub client_kept: u64,
+    /// Those that were given another one.
+    pub client_changed: u64,
+    /// When something last went wrong: a cut, a late delivery, a subscription taken away or not granted.
+    pub last_trouble_ns: u64,
+    /// Channel index and client identity of those in presence channels that stay away.
+    pub away: Vec<(u32, u64)>,
+    /// What happened when.
+    pub timeline: Timeline,
     /// Pings answered.
     pub pings: u64,
     /// Messages of other runs, ignored.
@@ -152,6 +220,10 @@ pub struct Busy {
 
 /// What a worker hands in.
 pub struct Harvest {
+    /// Join and leave events it saw.
+    pub events: Events,
+    /// Index of its first connection among all.
+    pub first: usize,
     /// Its audit, to be closed with the ledger of the publishers.
     pub audit: Audit,
     /// Its counts.
@@ -168,6 +240,10 @@ pub struct Published {
     pub ack_us: Histogram<u64>,
     /// Why publishes failed.
     pub failures: Reasons,
+    /// When publishes were answered or given up.
+    pub timeline: Timeline,
+    /// When a publish last failed or was answered late.
+    pub last_trouble_ns: u64,
 }
 
 impl Worker {
@@ -178,21 +254,29 @@ impl Worker {
         Ok(Self {
             epoll: sys::Epoll::new()?,
             connections: (from..to).map(|_| Connection::default()).collect(),
+            lives: vec![Life::default(); to - from],
             next_to_open: 0,
             opened_from_ns: None,
             opening: 0,
             opening_max: plan.opening_max.div_ceil(plan.threads).max(1),
             next_timeout_check_ns: 0,
-            resumes: VecDeque::new(),
-            publishers: (index == 0).then(|| Publishers::new(&plan)).flatten(),
+            timers: BinaryHeap::new(),
+            resubscribing: HashMap::new(),
+            live_count: 0,
+            has_dropped: false,
+            dropping_since_ns: None,
+            dropped_steadily: 0,
+            events: Events::default(),
+            publishers: (index == 0).then(|| Publishers::new(&plan, shared.origin_ns)).flatten(),
             buffer: vec![0; READ_BYTES],
             scanner: Scanner::default(),
             familiar: vec![Vec::new(); plan.channels.len()],
             audit: Audit::new(plan.schedule, channels),
             subscribed: vec![false; subscriptions],
-            positions: vec![None; if plan.resume { subscriptions } else { 0 }],
+            positions: vec![None; if plan.resumes() { subscriptions } else { 0 }],
             mask: rand::rng().random(),
-            tally: Tally::new(),
+            tally: Tally::new(shared.origin_ns),
+            late_after_ns: plan.late_after.map_or(u64::MAX, |late| late.as_nanos() as u64),
             load: None,
             first: from,
             index,
@@ -212,8 +296,15 @@ impl Worker {
             }
         }
         self.close_window(sys::monotonic_ns());
+        self.end_those_not_live();
         self.say_goodbye();
-        Harvest { audit: self.audit, tally: self.tally, published: self.publishers.map(Publishers::finish) }
+        Harvest {
+            audit: self.audit,
+            tally: self.tally,
+            events: self.events,
+            first: self.first,
+            published: self.publishers.map(Publishers::finish),
+        }
     }
 
     /// Ends open connections as the protocol wants it. Errors do not matter any more.
@@ -232,11 +323,12 @@ impl Worker {
         self.watch_window(now);
         let mut wait_until = now + PASS_MAX.as_nanos() as u64;
         self.open_due(now, &mut wait_until);
-        self.resume_due(now);
+        self.drop_due(now);
+        self.timers_due(now, &mut wait_until);
         self.check_timeouts(now);
         let start = self.shared.start_ns().filter(|_| self.shared.phase() == Phase::Load);
         if let Some(publishers) = &mut self.publishers {
-            publishers.pump(&self.epoll, now, start)?;
+            publishers.pump(&self.epoll, now, start, self.shared.publishing_stopped_ns())?;
             wait_until = wait_until.min(publishers.next_due_ns(start).unwrap_or(u64::MAX));
             self.shared.progress[self.index].published.store(publishers.settled(), Ordering::Relaxed);
             self.shared.publishers_ready.store(publishers.are_ready(), Ordering::Release);
@@ -261,70 +353,12 @@ impl Worker {
             }
         }
         self.progress().delivered.store(self.audit.delivered(), Ordering::Relaxed);
+        self.progress().live.store(self.live_count as u64, Ordering::Relaxed);
         Ok(())
     }
 
-    fn progress(&self) -> &Progress {
+    pub fn progress(&self) -> &Progress {
         &self.shared.progress[self.index]
-    }
-
-    /// Opens what is due, bounded by how many may be on their way at a time.
-    fn open_due(&mut self, now: u64, wait_until: &mut u64) {
-        while self.next_to_open < self.connections.len() && self.opening < self.opening_max {
-            let connection = self.next_to_open;
-            let mut started_ns = now;
-            if let Some(rate) = self.plan.connect_rate {
-                // Each worker opens its share, so that together they keep the rate.
-                let from = *self.opened_from_ns.get_or_insert(now);
-                started_ns = from + (connection as f64 * self.plan.threads as f64 * 1e9 / rate) as u64;
-                if started_ns > now {
-                    *wait_until = (*wait_until).min(started_ns);
-                    return;
-                }
-            }
-            self.next_to_open += 1;
-            self.open(connection, started_ns);
-        }
-    }
-
-    fn open(&mut self, connection: usize, started_ns: u64) {
-        self.opening += 1;
-        self.connections[connection].started_ns = started_ns;
-        self.connections[connection].state = State::Connecting;
-        let source = self.plan.sources.of(self.first + connection);
-        let opened = open(self.plan.target.address, source).and_then(|socket| {
-            self.epoll.add_edge(&socket, connection as u64)?;
-            Ok(socket)
-        });
-        match opened {
-            Ok(socket) => self.connections[connection].socket = Some(socket),
-            Err(error) => self.cut(connection, Cut::Io(error)),
-        }
-    }
-
-    fn resume_due(&mut self, now: u64) {
-        while let Some((due, connection)) = self.resumes.front().copied()
-            && due <= now
-            && self.opening < self.opening_max
-        {
-            self.resumes.pop_front();
-            self.open(connection, now);
-        }
-    }
-
-    fn check_timeouts(&mut self, now: u64) {
-        if self.opening == 0 || now < self.next_timeout_check_ns {
-            return;
-        }
-        self.next_timeout_check_ns = now + TIMEOUT_CHECK_NS;
-        let limit = self.plan.connect_timeout.as_nanos() as u64;
-        for connection in 0..self.next_to_open {
-            let Connection { state, started_ns, .. } = &self.connections[connection];
-            let opening = matches!(state, State::Connecting | State::Upgrading | State::Greeting);
-            if opening && now.saturating_sub(*started_ns) > limit {
-                self.cut(connection, Cut::Timeout);
-            }
-        }
     }
 
     fn writable(&mut self, connection: usize) -> Result<(), Cut> {
@@ -335,9 +369,9 @@ impl Worker {
                 return Err(Cut::Io(error));
             }
             *state = State::Upgrading;
-            let Plan { target, .. } = &*self.plan;
-            let request = upgrade_request(&target.host, &target.path, self.plan.subprotocol());
-            return outbox.write(socket, &request);
+            let (client, node) = (self.first + connection, self.lives[connection].node);
+            let (host, path) = (&self.plan.nodes.target(node).host, self.plan.path_of(client, node));
+            return outbox.write(socket, &upgrade_request(host, &path, self.plan.subprotocol()));
         }
         outbox.flush(socket)
     }
@@ -381,54 +415,49 @@ impl Worker {
         }
     }
 
-    /// The first frame was answered in full.
-    pub fn live(&mut self, connection: usize, now: u64) {
-        self.opening -= 1;
-        let Connection { state, started_ns, resumes, .. } = &mut self.connections[connection];
-        *state = State::Live;
-        if *resumes > 0 {
-            self.tally.resumed += 1;
+    /// The server has answered the connect command with this client id.
+    pub fn up(&mut self, connection: usize, client: u64, now: u64) {
+        self.connections[connection].is_up = true;
+        let life = &mut self.lives[connection];
+        life.attempts = 0;
+        let before = std::mem::replace(&mut life.client, client);
+        if life.cut_ns == 0 {
             return;
         }
-        self.tally.connect_us.saturating_record(now.saturating_sub(*started_ns) / 1000);
+        self.tally.cut_to_connect_us.saturating_record(now.saturating_sub(life.cut_ns) / 1000);
+        self.tally.reconnect_us.saturating_record(now.saturating_sub(life.first_attempt_ns) / 1000);
+        if before == client {
+            self.tally.client_kept += 1;
+        } else {
+            self.tally.client_changed += 1;
+        }
+    }
+
+    /// The first frame was answered in full.
+    pub fn live(&mut self, connection: usize, now: u64) {
+        self.set_opening(self.opening - 1, now);
+        self.live_count += 1;
+        self.tally.timeline.count(now, Event::Ready);
+        self.connections[connection].state = State::Live;
+        let started_ns = self.connections[connection].started_ns;
+        let life = &mut self.lives[connection];
+        let cut_ns = std::mem::take(&mut life.cut_ns);
+        life.first_attempt_ns = 0;
+        if std::mem::replace(&mut life.has_lived, true) {
+            self.tally.resumed += 1;
+            self.tally.cut_to_live_us.saturating_record(now.saturating_sub(cut_ns) / 1000);
+            self.tally.last_trouble_ns = self.tally.last_trouble_ns.max(now);
+            self.progress().resumed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.tally.connect_us.saturating_record(now.saturating_sub(started_ns) / 1000);
         self.progress().connected.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn cut_on_error(&mut self, connection: usize, result: Result<(), Cut>) {
+    pub fn cut_on_error(&mut self, connection: usize, result: Result<(), Cut>) {
         if let Err(cut) = result {
             self.cut(connection, cut);
         }
-    }
-
-    /// Ends a connection, or schedules it to be resumed.
-    pub fn cut(&mut self, connection: usize, cut: Cut) {
-        let was = self.connections[connection].state;
-        if matches!(was, State::Idle | State::Over) {
-            return;
-        }
-        if was != State::Live {
-            self.opening -= 1;
-        }
-        let resumes = self.connections[connection].resumes;
-        let never_live = was != State::Live && resumes == 0;
-        self.connections[connection] = Connection { state: State::Over, resumes, ..Connection::default() };
-        if never_live {
-            self.tally.refused.count(&cut.to_string());
-            self.progress().refused.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        if self.plan.resume && !cut.is_terminal() && resumes < RESUMES_MAX {
-            self.connections[connection].state = State::Idle;
-            self.connections[connection].resumes += 1;
-            // Delays differ only within the range, and connections wait in a queue: none waits much longer than that.
-            let delay = rand::rng().random_range(RESUME_DELAY_NS / 10..RESUME_DELAY_NS);
-            self.resumes.push_back((sys::monotonic_ns() + delay, connection));
-            return;
-        }
-        self.tally.lost.count(&cut.to_string());
-        self.progress().lost.fetch_add(1, Ordering::Relaxed);
-        let (from, channels) = self.subscriptions_of(connection);
-        (from..from + channels).for_each(|subscription| self.audit.ended(subscription));
     }
 
     /// First subscription of a connection, counted within this worker, and how many there are.
@@ -464,8 +493,20 @@ impl Worker {
 }
 
 impl Tally {
-    fn new() -> Self {
+    fn new(origin_ns: u64) -> Self {
         Self {
+            cuts: Reasons::default(),
+            failed_attempts: Reasons::default(),
+            reconnect_us: microseconds(),
+            cut_to_connect_us: microseconds(),
+            cut_to_live_us: microseconds(),
+            recovered: 0,
+            not_recovered: 0,
+            client_kept: 0,
+            client_changed: 0,
+            last_trouble_ns: 0,
+            away: Vec::new(),
+            timeline: Timeline::new(origin_ns),
             connect_us: microseconds(),
             latency_us: microseconds(),
             refused: Reasons::default(),

@@ -130,7 +130,7 @@ fn gateway_run(options: &CompareOptions, target: &Target, pid: u32) -> Result<Fa
     let schedule = what.schedule(1, publishing.publishers as usize)?;
     let layout = Layout::in_turn(options.connections as usize, 1);
     let mut plan = client.plan(target.clone(), channel_names(&options.channel, 1)?, layout, schedule)?;
-    plan.publishing = publishing.resolve(target, client.allow_remote)?;
+    plan.publishing = publishing.resolve(&plan.nodes, client.allow_remote)?;
     plan.payload_bytes = what.size;
     measured(plan, Some(pid))
 }

@@ -10,7 +10,8 @@ use super::follow::{Measured, measure};
 use super::options::{ConnectionOptions, ScheduleOptions, channel_names};
 use crate::audit::Findings;
 use crate::client::Client;
-use crate::client::plan::{Layout, Plan, Publishing};
+use crate::client::nodes::Nodes;
+use crate::client::plan::{Layout, Plan, Publishing, Reconnect};
 use crate::report::{Figures, Quantiles, Report, Verdict, reasons, thousands};
 use crate::target::Target;
 use crate::usage::{ClientUsage, ServerUsage};
@@ -75,22 +76,23 @@ pub enum PublisherKind {
 }
 
 impl PublishingOptions {
-    /// Where and how to publish, given the WebSocket endpoint.
-    pub fn resolve(&self, target: &Target, allow_remote: bool) -> Result<Publishing> {
+    /// Where and how to publish, given the WebSocket endpoints.
+    pub fn resolve(&self, nodes: &Nodes, allow_remote: bool) -> Result<Publishing> {
         let depth = self.depth as usize;
         if self.publisher == PublisherKind::Ws {
             return Ok(Publishing::WebSocket { depth });
         }
-        let api = match &self.api_url {
-            Some(url) => Target::parse(url, "http", allow_remote)?,
-            None => target.with_path("/api"),
+        let apis = match &self.api_url {
+            Some(url) => vec![Target::parse(url, "http", allow_remote)?],
+            None => (0..nodes.count()).map(|node| nodes.target(node).with_path("/api")).collect(),
         };
-        let publish = api.with_path(&format!("{}/publish", api.path.trim_end_matches('/')));
+        let publish = |api: Target| api.with_path(&format!("{}/publish", api.path.trim_end_matches('/')));
+        let targets = apis.into_iter().map(publish).collect();
         let key = self.api_key.clone();
         if key.as_deref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
             bail!("--api-key has characters that do not belong in an HTTP field");
         }
-        Ok(Publishing::Api { target: publish, key, depth })
+        Ok(Publishing::Api { targets, key, depth })
     }
 }
 
@@ -175,9 +177,9 @@ pub fn run(options: &FanoutOptions) -> Result<Report<FanoutResult>> {
     };
     let schedule = options.schedule.schedule(channels, options.publishing.publishers as usize)?;
     let mut plan = client.plan(target, channel_names(&options.channel, channels)?, layout, schedule)?;
-    plan.publishing = options.publishing.resolve(&plan.target, client.allow_remote)?;
+    plan.publishing = options.publishing.resolve(&plan.nodes, client.allow_remote)?;
     plan.payload_bytes = options.schedule.size;
-    plan.resume = options.resume;
+    plan.reconnect = if options.resume { Reconnect::Quickly } else { Reconnect::Never };
     let result = measured(plan, *server_pid)?;
     Ok(Report::new("fanout", result.verdict(), result))
 }

@@ -1,12 +1,15 @@
 //! Options several scenarios share, and how they become a plan.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use protocol::Encoding;
 
-use crate::client::plan::{Layout, Plan, Publishing};
+use crate::client::nodes::Nodes;
+use crate::client::plan::{Drops, Layout, Plan, Publishing, Reconnect};
 use crate::schedule::{MESSAGES_MAX, Schedule};
 use crate::stamp::{PAYLOAD_LEN_MAX, PAYLOAD_LEN_MIN};
 use crate::sys;
@@ -67,6 +70,9 @@ pub struct ClientOptions {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+    /// Write the report with plots to this file, as a page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// Encoding of a connection, as spelled on the command line.
@@ -138,7 +144,21 @@ impl ClientOptions {
 
     /// A plan against a server. Nothing is published unless the caller says so.
     pub fn plan(&self, target: Target, channels: Vec<String>, layout: Layout, schedule: Schedule) -> Result<Plan> {
+        self.plan_for(vec![target], channels, layout, schedule)
+    }
+
+    /// A plan against several nodes.
+    pub fn plan_for(
+        &self,
+        targets: Vec<Target>,
+        channels: Vec<String>,
+        layout: Layout,
+        schedule: Schedule,
+    ) -> Result<Plan> {
         let connections = layout.connections();
+        if targets.is_empty() {
+            bail!("at least one server is needed");
+        }
         if connections == 0 {
             bail!("at least one connection is needed");
         }
@@ -151,18 +171,24 @@ impl ClientOptions {
             encoding: self.encoding.into(),
             tokens: Tokens::new(self.token_secret.as_deref(), self.token.as_deref()),
             channels,
-            sources: Sources::new(&target, run),
+            sources: Sources::new(&targets[0], run),
+            nodes: Arc::new(Nodes::new(targets)),
             connect_rate: None,
             opening_max: self.opening as usize,
             connect_timeout: Duration::from_secs_f64(self.connect_timeout),
-            resume: false,
+            reconnect: Reconnect::Never,
+            sessions: false,
+            presence_channels: 0,
+            breaks_things: false,
+            late_after: None,
+            drops: Drops::default(),
+            stay_away: 0.0,
             settle: Duration::from_secs_f64(self.settle),
             run,
             payload_bytes: PAYLOAD_LEN_MIN,
             publishing: Publishing::Nobody,
             threads: (self.threads as usize).min(connections),
             layout,
-            target,
             schedule,
         })
     }
@@ -199,6 +225,14 @@ fn number(text: &str, max: f64) -> Result<f64, String> {
     }
 }
 
+/// A share in percent, 0 to 100.
+pub fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=100.0).contains(&share) => Ok(share),
+        _ => Err("must be a number from 0 to 100".to_owned()),
+    }
+}
+
 /// A payload length that holds a stamp and that servers accept.
 pub fn payload_bytes(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
@@ -226,6 +260,7 @@ mod tests {
         for text in ["0", "-1", "NaN", "inf", "x"] {
             assert!(seconds(text).is_err() && rate(text).is_err(), "{text}");
         }
+        assert!(percent("101").is_err() && percent("-1").is_err() && percent("100") == Ok(100.0));
         assert!(payload_bytes("40").is_err() && payload_bytes("65536").is_err());
     }
 

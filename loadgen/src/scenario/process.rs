@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::progress::pause;
+use crate::sys::Signal;
 use crate::{procfs, sys};
 
 /// How long a server may take to listen.
@@ -91,7 +92,7 @@ impl Drop for Server {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        let asked = sys::terminate(self.child.id()).is_ok();
+        let asked = sys::signal(self.child.id(), Signal::Terminate).is_ok();
         if !asked || self.wait(STOP_PATIENCE).is_err() {
             // It did not listen to the polite request; errors mean that it is gone.
             let _ = self.child.kill();

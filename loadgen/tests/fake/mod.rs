@@ -49,6 +49,18 @@ pub enum Fault {
     CutAndLie,
     /// The same, and the reply admits that nothing was recovered.
     CutAndTell,
+    /// The same, and the reply recovers everything and, before that, a message the client has seen.
+    CutAndRepeat,
+    /// The same, and the recovered messages come in the wrong order.
+    CutAndReorder,
+    /// The same, and the stream is another one, which the reply admits.
+    CutAndChangeEpoch,
+    /// The same, and the reply claims to have recovered from a stream that is another one.
+    CutAndLieAboutEpoch,
+    /// The same, and the reply admits that nothing was recovered, but has the missed messages.
+    CutAndContradict,
+    /// Not a fault of its own: recovery brings nothing, although the reply says so, whoever cut the connection.
+    LieAlways,
     /// The subscription is ended with 2500; the resubscribe recovers everything.
     Unsubscribe,
     /// The server cuts the connection of a publisher without answering.
@@ -87,6 +99,8 @@ pub struct State {
     channels: HashMap<String, Channel>,
     /// Tokens seen in connect commands.
     pub tokens: Vec<String>,
+    /// Paths of the WebSocket handshakes.
+    pub paths: Vec<String>,
     /// Pings answered.
     pub pongs: usize,
     publisher_cut: bool,
@@ -127,7 +141,7 @@ impl Fake {
         socket.set_nodelay(true).ok()?;
         let mut input = Vec::new();
         loop {
-            let (is_upgrade, encoding, len, body) = loop {
+            let (path, encoding, len, body) = loop {
                 if let Some(head) = Head::parse(&input).expect("an HTTP head") {
                     let encoding = match head.field("sec-websocket-protocol") {
                         Some("centrifuge-protobuf") => Encoding::Protobuf,
@@ -135,12 +149,14 @@ impl Fake {
                     };
                     let body = head.field("content-length").map_or(0, |length| length.parse().expect("a length"));
                     if input.len() >= head.len + body {
-                        break (head.first_line.starts_with("GET "), encoding, head.len, body);
+                        let path = head.first_line.strip_prefix("GET ").and_then(|line| line.split(' ').next());
+                        break (path.map(str::to_owned), encoding, head.len, body);
                     }
                 }
                 more(&mut socket, &mut input)?;
             };
-            if is_upgrade {
+            if let Some(path) = path {
+                self.state().paths.push(path);
                 input.drain(..len);
                 return self.serve_websocket(socket, input, encoding);
             }
@@ -249,18 +265,26 @@ impl Fake {
         }
         match self.fault {
             Fault::CutAndRecoverWithHole if request.recover => drop(missed.remove(0)),
-            Fault::CutAndLie | Fault::CutAndTell => missed.clear(),
+            Fault::CutAndLie | Fault::CutAndTell | Fault::CutAndChangeEpoch | Fault::LieAlways => missed.clear(),
+            Fault::CutAndRepeat if request.recover => {
+                let data = channel.history[request.offset as usize - 1].clone();
+                missed.insert(0, Publication { data, offset: request.offset, ..Publication::default() });
+            }
+            Fault::CutAndReorder if request.recover => missed.swap(0, 1),
             _ => {}
         }
-        let recovered = request.recover && self.fault != Fault::CutAndTell;
+        let admits = matches!(self.fault, Fault::CutAndTell | Fault::CutAndChangeEpoch | Fault::CutAndContradict);
+        let recovered = request.recover && !admits;
+        let another_epoch = matches!(self.fault, Fault::CutAndChangeEpoch | Fault::CutAndLieAboutEpoch);
+        let contradicts = request.recover && self.fault == Fault::CutAndContradict;
         let result = SubscribeResult {
             recoverable: true,
             positioned: true,
-            epoch: "e".to_owned(),
+            epoch: if request.recover && another_epoch { "f" } else { "e" }.to_owned(),
             was_recovering: request.recover,
             recovered,
             offset: if recovered { request.offset } else { offset },
-            publications: if recovered { missed } else { Vec::new() },
+            publications: if recovered || contradicts { missed } else { Vec::new() },
             ..SubscribeResult::default()
         };
         earlier.push(Reply { id, body: Some(ReplyBody::Subscribe(result)) });
@@ -366,7 +390,16 @@ fn deliver(
             });
             frame.extend([forged, plain]);
         }
-        Fault::Close | Fault::CutAndRecover | Fault::CutAndRecoverWithHole | Fault::CutAndLie | Fault::CutAndTell => {
+        Fault::Close
+        | Fault::CutAndRecover
+        | Fault::CutAndRecoverWithHole
+        | Fault::CutAndLie
+        | Fault::CutAndTell
+        | Fault::CutAndRepeat
+        | Fault::CutAndReorder
+        | Fault::CutAndChangeEpoch
+        | Fault::CutAndLieAboutEpoch
+        | Fault::CutAndContradict => {
             let mut close = Vec::new();
             let (code, reason) = if fault == Fault::Close { (3008u16, "slow") } else { (3001, "shutdown") };
             write_frame(CLOSE, &[&code.to_be_bytes()[..], reason.as_bytes()].concat(), None, &mut close);
@@ -382,6 +415,7 @@ fn deliver(
             return false;
         }
         Fault::None
+        | Fault::LieAlways
         | Fault::RefuseButDeliver
         | Fault::CutPublisher
         | Fault::RefuseHandshake
