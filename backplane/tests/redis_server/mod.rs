@@ -2,7 +2,7 @@
 //! ([`sentinel`]), a cluster ([`cluster`]); and a node that records what it is told ([`node`]).
 
 // Each test target uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub mod cluster;
 pub mod node;
