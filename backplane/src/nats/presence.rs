@@ -255,14 +255,16 @@ impl Presence {
         Ok(PresenceStats { num_clients: count(members.len()), num_users: count(users.len()) })
     }
 
-    /// Which of these leases are alive. One that is not known was taken after the leases were last read.
+    /// Which of these leases are alive.
     async fn living(&self, ready: &Ready, leases: HashSet<Uuid>, began: Instant) -> Answer<HashSet<Uuid>> {
         if leases.is_empty() {
             return Ok(leases);
         }
+        // What was alive then is alive; the rest may have been renewed.
         let believed = self.leases.lock().clone().filter(|(read, known)| {
-            let knows = |lease: &Uuid| known.iter().any(|known| known.id == *lease);
-            read.elapsed() < LEASES_BELIEVED && (*read >= began || leases.iter().all(knows))
+            let now = self.table.base.now();
+            let lived = |lease: &Uuid| known.iter().any(|known| known.id == *lease && known.is_alive(now));
+            *read >= began || read.elapsed() < LEASES_BELIEVED && leases.iter().all(lived)
         });
         let known = match believed {
             Some((_, known)) => known,

@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod cluster;
+pub mod node;
 pub mod wire;
 
 #[path = "../servers/mod.rs"]

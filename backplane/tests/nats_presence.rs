@@ -1,0 +1,305 @@
+//! Presence on NATS of both versions: nodes that die, servers that lose data or fall silent, and much of it.
+
+mod nats_server;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backplane::nats::NatsConfig;
+use backplane::{Backplane, ChannelName, ClientId, Delivery, PresenceEvent, PresenceStore};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use nats_server::node::{DEADLINE, Event, Node, again, channel, client};
+use nats_server::servers::run;
+use nats_server::{Server, Version};
+use nix::sys::signal::Signal;
+
+fn short_lease(config: NatsConfig) -> NatsConfig {
+    let (lease_ttl, lease_interval) = (Duration::from_millis(1500), Duration::from_millis(300));
+    NatsConfig { lease_ttl, lease_interval, ..config }
+}
+
+async fn members(node: &Node, channel: &ChannelName) -> usize {
+    again(|| node.backplane.presence(channel)).await.len()
+}
+
+/// Waits until `count` members are seen.
+async fn until_members(node: &Node, channel: &ChannelName, count: usize) {
+    let seen = async {
+        while members(node, channel).await != count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, seen).await.expect("the members are as they should be in time");
+}
+
+/// Messages in the stream of presence: leases and entries.
+fn rows(server: &Server) -> u64 {
+    let about = server.ask("$JS.API.STREAM.INFO.test-ek_presence", "");
+    let (_, after) = about.split_once(r#""messages":"#).unwrap_or_else(|| panic!("no stream: {about}"));
+    after.split([',', '}']).next().and_then(|count| count.parse().ok()).expect("a number")
+}
+
+/// What a node that died has left is removed, and each of its clients leaves exactly once, however many others look; not
+/// the one that is on another node by now.
+fn a_dead_node_leaves_exactly_once(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let config = short_lease(server.config());
+        let dead = Node::connect(&config).await;
+        let mut others = Vec::new();
+        for _ in 0..3 {
+            others.push(Node::connect(&config).await);
+        }
+        let rooms = [ChannelName::from("room"), ChannelName::from("a.b *>%")];
+        for other in &others {
+            other.backplane.subscribe(&rooms).await.expect("subscribe");
+        }
+        let clients: Vec<_> = (0..20).map(|n| client(&n.to_string())).collect();
+        for (client, room) in clients.iter().zip(rooms.iter().cycle()) {
+            dead.backplane.add_presence(room, Arc::clone(client)).await.expect("add_presence");
+        }
+        // It has moved: the first room is its room.
+        others[0].backplane.add_presence(&rooms[0], Arc::clone(&clients[0])).await.expect("add_presence");
+        assert_eq!(members(&others[1], &rooms[0]).await, 10);
+        let died = Instant::now();
+        drop(dead);
+        until_members(&others[1], &rooms[0], 1).await;
+        until_members(&others[1], &rooms[1], 0).await;
+        assert!(died.elapsed() >= config.lease_ttl - config.lease_interval, "an entry ends with its lease, not before");
+        for other in &mut others {
+            let mut left: HashMap<ClientId, usize> = HashMap::new();
+            let gathered = async {
+                // Long enough for those that come twice.
+                let mut quiet = false;
+                while !quiet || left.len() < 19 {
+                    match tokio::time::timeout(Duration::from_secs(2), other.events.recv()).await {
+                        Ok(Some(Event::Delivered(_, Delivery::Presence(PresenceEvent::Leave(info))))) => {
+                            *left.entry(info.client).or_default() += 1;
+                        }
+                        Ok(_) => {}
+                        Err(_) => quiet = true,
+                    }
+                }
+            };
+            tokio::time::timeout(DEADLINE, gathered).await.expect("the leaves arrive in time");
+            assert!(left.values().all(|times| *times == 1), "each leaves once: {left:?}");
+            assert!(!left.contains_key(&clients[0].client), "who has moved did not leave");
+            assert_eq!(left.len(), 19);
+        }
+        let swept = async {
+            // Three leases and the one entry.
+            while rows(&server) != 4 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, swept).await.expect("nothing stays behind");
+    });
+}
+
+/// A node that stops on purpose is gone at once.
+fn a_closed_node_is_ignored_at_once(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let (closing, other) = (Node::connect(&server.config()).await, Node::connect(&server.config()).await);
+        let [room] = channel("room");
+        closing.backplane.add_presence(&room, client("ann")).await.expect("add_presence");
+        assert_eq!(members(&other, &room).await, 1);
+        closing.backplane.close().await.expect("close");
+        let gone = until_members(&other, &room, 0);
+        tokio::time::timeout(Duration::from_secs(5), gone).await.expect("long before the lease of 30 s ends");
+    });
+}
+
+/// Somebody else has ended the lease of a node that lives, as after a long pause of it: it takes another one.
+fn a_lost_lease_is_replaced(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let config = short_lease(server.config());
+        let (node, other) = (Node::connect(&config).await, Node::connect(&server.config()).await);
+        let [room] = channel("room");
+        node.backplane.add_presence(&room, client("ann")).await.expect("add_presence");
+        assert_eq!(members(&other, &room).await, 1);
+        let leases =
+            || server.ask("$JS.API.STREAM.INFO.test-ek_presence", r#"{"subjects_filter":"test-ek.p.e.*.*.*"}"#);
+        let lease = |about: &str| about.split_once("test-ek.p.e.room.").map(|(_, after)| after[..32].to_owned());
+        let lost = lease(&leases()).expect("an entry names its lease");
+        let purged = server.ask("$JS.API.STREAM.PURGE.test-ek_presence", r#"{"filter":"test-ek.p.k.*"}"#);
+        assert!(purged.contains(r#""success":true"#), "{purged}");
+        let replaced = async {
+            while leases().contains(&lost) || lease(&leases()).is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, replaced).await.expect("the entry is written under another lease");
+        assert_eq!(members(&other, &room).await, 1);
+        node.backplane.add_presence(&room, client("bob")).await.expect("add_presence");
+        assert_eq!(members(&other, &room).await, 2);
+    });
+}
+
+/// The server loses everything, or the latest part; nodes write anew what is theirs, and nothing that is gone comes back.
+fn lost_entries_are_written_anew(version: Version) {
+    run(async {
+        let mut server = Server::start(version);
+        let config = short_lease(server.config());
+        let (node, other) = (Node::connect(&config).await, Node::connect(&config).await);
+        let [room] = channel("room");
+        let (ann, bob) = (client("ann"), client("bob"));
+        node.backplane.add_presence(&room, Arc::clone(&ann)).await.expect("add_presence");
+        let before = server.snapshot();
+        node.backplane.add_presence(&room, Arc::clone(&bob)).await.expect("add_presence");
+        node.backplane.remove_presence(&room, ann.client).await.expect("remove_presence");
+        server.roll_back(&before);
+        let is_so = async {
+            loop {
+                let present = again(|| other.backplane.presence(&room)).await;
+                if present.iter().map(|info| info.client).eq([bob.client]) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, is_so).await.expect("ann is gone and bob is there, after the server went back");
+        server.end_without_data();
+        server.start_again();
+        until_members(&other, &room, 1).await;
+    });
+}
+
+/// Removals that wait for others while the server is silent all fail, and are made good afterwards.
+fn removals_during_an_outage_leave_no_ghosts(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let timeout = Duration::from_millis(300);
+        let config = NatsConfig { command_timeout: timeout, connect_timeout: timeout, ..short_lease(server.config()) };
+        let (node, other) = (Node::connect(&config).await, Node::connect(&server.config()).await);
+        let [room] = channel("room");
+        let clients: Vec<_> = (0..300).map(|n| client(&n.to_string())).collect();
+        for client in &clients {
+            again(|| node.backplane.add_presence(&room, Arc::clone(client))).await;
+        }
+        server.signal(Signal::SIGSTOP);
+        let removals = clients[1..].iter().map(|client| node.backplane.remove_presence(&room, client.client));
+        let failed = join_all(removals).await.into_iter().filter(Result::is_err).count();
+        server.signal(Signal::SIGCONT);
+        assert!(failed > 0, "the server was silent");
+        until_members(&other, &room, 1).await;
+    });
+}
+
+/// A client that has moved keeps its id: what its former node removes late is not its entry on the new one.
+fn a_late_removal_spares_the_client_on_another_node(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let (former, present) = (Node::connect(&server.config()).await, Node::connect(&server.config()).await);
+        let ([room], moved) = (channel("room"), client("moved"));
+        former.backplane.add_presence(&room, Arc::clone(&moved)).await.expect("add_presence");
+        present.backplane.add_presence(&room, Arc::clone(&moved)).await.expect("add_presence");
+        assert_eq!(members(&present, &room).await, 1, "it is one client");
+        former.backplane.remove_presence(&room, moved.client).await.expect("remove_presence");
+        assert_eq!(members(&present, &room).await, 1);
+        present.backplane.remove_presence(&room, moved.client).await.expect("remove_presence");
+        assert_eq!(members(&present, &room).await, 0);
+    });
+}
+
+/// Writing everything anew takes longer than a lease lives, which must not end for that.
+fn a_lease_outlives_the_registration_of_many_channels(version: Version) {
+    run(async {
+        let mut server = Server::start(version);
+        let config = short_lease(server.config());
+        let (node, other) = (Node::connect(&config).await, Node::connect(&config).await);
+        let rooms: Vec<ChannelName> = (0..20_000).map(|n| ChannelName::from(format!("room-{n}"))).collect();
+        let added = rooms.iter().map(|room| again(|| node.backplane.add_presence(room, client("u"))));
+        stream::iter(added).buffer_unordered(256).collect::<Vec<()>>().await;
+        server.restart();
+        let (first, last) = (&rooms[0], &rooms[rooms.len() - 1]);
+        until_members(&other, first, 1).await;
+        until_members(&other, last, 1).await;
+        // Longer than the lease lives: it is renewed, whatever else there is to do.
+        let watched = async {
+            loop {
+                assert_eq!((members(&other, first).await, members(&other, last).await), (1, 1));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(3 * config.lease_ttl, watched).await.expect_err("it goes on until the time is over");
+        let present = rooms.iter().step_by(20).map(|room| members(&other, room));
+        let present: Vec<usize> = stream::iter(present).buffer_unordered(64).collect().await;
+        assert_eq!(present.into_iter().sum::<usize>(), rooms.len() / 20);
+    });
+}
+
+/// One test per case and version.
+macro_rules! on_both {
+    ($($case:ident)*) => {
+        mod debian {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case(super::Version::Debian);
+                }
+            )*
+        }
+        mod current {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case(super::Version::Current);
+                }
+            )*
+        }
+    };
+}
+
+on_both! {
+    a_dead_node_leaves_exactly_once
+    a_closed_node_is_ignored_at_once
+    a_lost_lease_is_replaced
+    lost_entries_are_written_anew
+    removals_during_an_outage_leave_no_ghosts
+    a_late_removal_spares_the_client_on_another_node
+    a_lease_outlives_the_registration_of_many_channels
+}
+
+/// What joins, leaves and lists cost: `cargo test -p backplane --features nats --test nats_presence -- --ignored --nocapture`.
+#[test]
+#[ignore = "it measures"]
+fn costs() {
+    for version in Version::ALL {
+        run(async {
+            let server = Server::start(version);
+            let node = Node::connect(&server.config()).await;
+            for size in [10, 1_000, 20_000] {
+                let [room] = channel("room");
+                let crowd: Vec<_> = (0..size).map(|n| client(&n.to_string())).collect();
+                let began = Instant::now();
+                let joins = crowd.iter().map(|client| node.backplane.add_presence(&room, Arc::clone(client)));
+                join_all(joins).await;
+                let joined = began.elapsed() / size;
+                let began = Instant::now();
+                for _ in 0..5 {
+                    assert_eq!(members(&node, &room).await, usize::try_from(size).expect("a count"));
+                }
+                let listed = began.elapsed() / 5;
+                let lone = client("lone");
+                let began = Instant::now();
+                for _ in 0..50 {
+                    node.backplane.add_presence(&room, Arc::clone(&lone)).await.expect("add_presence");
+                    node.backplane.remove_presence(&room, lone.client).await.expect("remove_presence");
+                }
+                let pair = began.elapsed() / 50;
+                let began = Instant::now();
+                for client in &crowd {
+                    again(|| node.backplane.remove_presence(&room, client.client)).await;
+                }
+                let left = began.elapsed() / size;
+                println!(
+                    "{version:?}, {size} members: join {joined:?}, list {listed:?}, one joins and leaves {pair:?}, leave {left:?}"
+                );
+            }
+        });
+    }
+}
