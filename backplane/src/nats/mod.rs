@@ -41,6 +41,7 @@ mod connection;
 mod envelope;
 mod fence;
 mod hold;
+mod lease;
 mod members;
 mod names;
 mod order;
@@ -48,6 +49,7 @@ mod partition;
 mod presence;
 mod publish;
 mod read;
+mod reaper;
 mod request;
 mod sessions;
 mod stream;
@@ -64,6 +66,7 @@ use base::Base;
 use classes::Classes;
 pub use config::{Address, NatsAuth, NatsConfig, NatsTls, PARTITIONS, Storage};
 use members::Fleet;
+use presence::Presence;
 use sessions::Sessions;
 use stream::{Stream, StreamSettings};
 use subscriber::Deliveries;
@@ -86,7 +89,10 @@ pub struct NatsBackplane {
     once: Arc<Stream>,
     fleet: Fleet,
     sessions: Sessions,
+    presence: Arc<Presence>,
     lookout: JoinHandle<()>,
+    /// Keeps the lease, and reaps those of others.
+    maintenance: JoinHandle<()>,
 }
 
 impl NatsBackplane {
@@ -113,27 +119,32 @@ impl NatsBackplane {
         base.calls.call(classes.discover()).await?;
         let (fleet, sessions) = (Fleet::new(&base), Sessions::new(&base));
         base.calls.call(async { futures_util::try_join!(fleet.prepare(), sessions.prepare()) }).await?;
+        let presence = Presence::register(&base, Arc::clone(&once)).await?;
         let deliveries = Deliveries::connect(&base, &classes).await?;
         let lookout = tokio::spawn(look(Arc::downgrade(&classes), Arc::clone(&base.config)));
-        Ok(Self { base, classes, deliveries, once, fleet, sessions, lookout })
+        let maintenance = tokio::spawn(reaper::maintain(Arc::downgrade(&presence), base.config.lease_interval));
+        Ok(Self { base, classes, deliveries, once, fleet, sessions, presence, lookout, maintenance })
     }
 
-    /// Closes the connections. Calls fail from now on.
+    /// Gives the presence lease up, so that nobody waits for its end, and closes the connections. Calls fail from now on.
     ///
     /// # Errors
     /// When the lease could not be given up; it ends by itself then.
     pub async fn close(&self) -> Result<(), BackplaneError> {
         self.lookout.abort();
+        self.maintenance.abort();
         self.base.calls.access().health.close();
+        let released = self.presence.release().await;
         self.deliveries.close();
         self.base.close();
-        Ok(())
+        released
     }
 }
 
 impl Drop for NatsBackplane {
     fn drop(&mut self) {
         self.lookout.abort();
+        self.maintenance.abort();
     }
 }
 

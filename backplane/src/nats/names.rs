@@ -19,7 +19,7 @@
 
 use std::time::Duration;
 
-use crate::encoding::encode;
+use crate::encoding::{decode, encode};
 use crate::{HistoryOptions, IDEMPOTENCY_TTL, INTERNAL_PREFIX};
 
 /// Builds names under one prefix.
@@ -176,6 +176,11 @@ pub(super) fn token(name: &str) -> String {
     let mut token = String::with_capacity(name.len());
     encode(name, &mut token);
     token
+}
+
+/// The name that a token stands for; `None` if it stands for none.
+pub(super) fn name_of(token: &str) -> Option<String> {
+    if token == "%" { Some(String::new()) } else { decode(token) }
 }
 
 /// The hash FNV-1a with 64 bits, as its authors describe it. Part of how channels are stored: never to be changed.

@@ -90,6 +90,12 @@ impl Table {
         self.noticed(ready.connection.last_of_each(self.stream.name(), filter).await)
     }
 
+    /// Some of the rows that match, at most `count`, those written longest ago first.
+    pub(super) async fn some(&self, ready: &Ready, filter: &str, count: usize) -> Answer<Vec<Stored>> {
+        let page = ready.connection.read(self.stream.name(), filter, 1, count).await;
+        self.noticed(page).map(|page| page.messages)
+    }
+
     /// How many rows match.
     pub(super) async fn count(&self, ready: &Ready, filter: &str) -> Answer<usize> {
         self.noticed(ready.connection.count_subjects(self.stream.name(), filter).await)
