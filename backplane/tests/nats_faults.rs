@@ -266,7 +266,7 @@ fn a_silent_server_fails_calls_in_time_and_is_noticed() {
             node.backplane.subscribe(&names).await.expect("subscribe");
             let before = node.publish(&names[0], "before").await;
             assert_eq!(node.publication().await, "before");
-            server.signal(Signal::SIGSTOP);
+            server.stop();
             for round in 0..4 {
                 let asked = Instant::now();
                 let failed = node.try_publish(&names[0], "during").await;
@@ -351,7 +351,7 @@ fn subscribe_waits_for_the_server() {
             let config = NatsConfig { liveness_interval: Duration::from_secs(60), ..config(server.port) };
             let (mut node, other) = (self::node(&config).await, self::node(&config).await);
             let names = channel("stopped");
-            server.signal(Signal::SIGSTOP);
+            server.stop();
             let mut subscribing = node.backplane.subscribe(&names);
             let early = tokio::time::timeout(Duration::from_millis(500), &mut subscribing).await;
             server.signal(Signal::SIGCONT);

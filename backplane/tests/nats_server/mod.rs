@@ -150,10 +150,19 @@ impl Server {
         servers::signal(self.process.id(), signal);
     }
 
+    /// Stops the process, and returns when it stands still.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let status = format!("/proc/{}/status", self.pid());
+        eventually("the server stands still", || {
+            std::fs::read_to_string(&status).is_ok_and(|status| status.contains("State:\tT"))
+        });
+    }
+
     /// What is on disk now, as a snapshot of the volume has it: the process stands still meanwhile and goes on.
     pub fn snapshot(&self) -> TempDir {
         let copy = TempDir::new().expect("a temporary directory");
-        self.signal(Signal::SIGSTOP);
+        self.stop();
         copy_tree(&data(self.directory.path()), copy.path());
         self.signal(Signal::SIGCONT);
         copy
