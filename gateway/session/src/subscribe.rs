@@ -57,7 +57,8 @@ impl Session {
             may_subscribe(ctx.channels, options, &request.channel, caller)?;
             let channel = ChannelName::from(request.channel);
             let granted = SubscriptionOptions::default();
-            let permit = Permit { channel, origin: Origin::Command(id), wish, options: granted, expire_at: None };
+            let (origin, dynamic, expire_at) = (Origin::Command(id), false, None);
+            let permit = Permit { channel, origin, dynamic, wish, options: granted, expire_at };
             self.join(ctx, options, permit, out);
         } else {
             let channel = ChannelName::from(request.channel);
@@ -107,8 +108,8 @@ impl Session {
         // Looked up again, because a reload may have come in between.
         let options = ctx.channels.resolve(&join.channel)?;
         let PendingJoin { channel, wish, ended, .. } = join;
-        let origin = Origin::Command(id);
-        let permit = Permit { channel, origin, wish, options: grant.options, expire_at: grant.expire_at };
+        let (origin, dynamic) = (Origin::Command(id), false);
+        let permit = Permit { channel, origin, dynamic, wish, options: grant.options, expire_at: grant.expire_at };
         self.join(ctx, options, permit, out);
         if let Some(join) = self.pending_mut().joins.last_mut() {
             join.ended = ended;

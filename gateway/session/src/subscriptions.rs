@@ -5,6 +5,7 @@ use std::sync::Arc;
 use backplane::{ChannelName, ClientInfo};
 use bytes::Bytes;
 
+use crate::io::{Kept, Overrides};
 use crate::time::Tick;
 
 /// Properties of a subscription, one bit each.
@@ -26,6 +27,8 @@ impl Flags {
     pub const ANNOUNCED: Self = Self(1 << 5);
     /// It receives the join and leave of others.
     pub const PUSH_JOIN_LEAVE: Self = Self(1 << 6);
+    /// Made by the server API.
+    pub const DYNAMIC: Self = Self(1 << 7);
 
     pub fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
@@ -85,6 +88,26 @@ impl Entry {
 
     pub fn expiry(&self) -> Tick {
         self.extra.as_ref().map_or(Tick::NEVER, |extra| extra.expiry)
+    }
+
+    /// What is kept of it for the client's return.
+    pub fn kept(&self) -> Kept {
+        let has = |flag| Some(self.flags.has(flag));
+        let expiry = self.expiry();
+        Kept {
+            channel: self.channel.clone(),
+            presence: self.flags.has(Flags::PRESENCE),
+            dynamic: self.flags.has(Flags::DYNAMIC),
+            info: self.info().map(|info| info.chan_info.clone()).unwrap_or_default(),
+            ends: (expiry != Tick::NEVER).then_some(expiry),
+            overrides: Overrides {
+                presence: has(Flags::PRESENCE),
+                join_leave: has(Flags::JOIN_LEAVE),
+                force_recovery: has(Flags::RECOVERABLE),
+                force_positioning: has(Flags::POSITIONED),
+                force_push_join_leave: has(Flags::PUSH_JOIN_LEAVE),
+            },
+        }
     }
 
     /// Carries a new connection info over to the info of this subscription.
@@ -176,6 +199,11 @@ impl<'a> Subscription<'a> {
     /// Made by a token, a connect request or the server API rather than by a subscribe command.
     pub fn is_server_side(&self) -> bool {
         self.0.flags.has(Flags::SERVER_SIDE)
+    }
+
+    /// Made by the server API.
+    pub fn is_dynamic(&self) -> bool {
+        self.0.flags.has(Flags::DYNAMIC)
     }
 
     /// The hub keeps its position and repairs or reports lost publications.

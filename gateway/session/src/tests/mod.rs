@@ -6,6 +6,7 @@ mod harness;
 mod lifecycle;
 mod operations;
 mod property;
+mod resume;
 mod server;
 mod size;
 mod subscribe;

@@ -13,7 +13,8 @@ use protocol::{
 use super::harness::*;
 use crate::channels::ChannelOptions;
 use crate::io::{
-    ConnectionGrant, Input, Joined, Output, Overrides, ServerSubscribe, SubscriptionGrant, TokenError, TokenPurpose,
+    Back, ConnectionGrant, Input, Joined, Output, Overrides, Resumption, ServerSubscribe, SubscriptionGrant,
+    TokenError, TokenPurpose,
 };
 use crate::session::Phase;
 use crate::{CloseCode, Settings};
@@ -109,10 +110,13 @@ struct Model {
     connect_id: u32,
     established: bool,
     ended: bool,
+    /// It has a session that outlives it, and has handed over what is kept.
+    is_tied: bool,
+    detached: bool,
 }
 
 impl Model {
-    fn new() -> Self {
+    fn new(is_resumable: bool) -> Self {
         let settings = Settings {
             channels_per_connection: 4,
             commands_in_flight: 3,
@@ -121,6 +125,9 @@ impl Model {
             ..Settings::default()
         };
         let mut world = World::with(settings);
+        if is_resumable {
+            world = world.resuming();
+        }
         let open = ChannelOptions {
             allow_subscribe_for_client: true,
             allow_publish_for_client: true,
@@ -143,6 +150,8 @@ impl Model {
             connect_id: 0,
             established: false,
             ended: false,
+            is_tied: false,
+            detached: false,
         }
     }
 
@@ -167,15 +176,14 @@ impl Model {
             }
             Step::ServerSubscribe(seed) => {
                 let request = ServerSubscribe {
-                    channel: name(channel_of(seed)),
                     info: if seed.is_multiple_of(3) { Bytes::from_static(b"{}") } else { Bytes::new() },
-                    data: Bytes::new(),
                     recover_since: (seed.is_multiple_of(5)).then(|| position("e", 1)),
                     expire_at: (seed.is_multiple_of(7)).then_some(self.world.now.unix + 30),
                     overrides: Overrides {
                         join_leave: (seed.is_multiple_of(2)).then_some(true),
                         ..Overrides::default()
                     },
+                    ..server_subscription(channel_of(seed))
                 };
                 self.give(Input::ServerSubscribe(Box::new(request)));
             }
@@ -268,6 +276,16 @@ impl Model {
                 grant.expire_at = (how.is_multiple_of(3)).then_some(now + 60);
                 Input::ConnectionVerified(if well { Ok(grant) } else { Err(token_error) })
             }
+            Output::Resume { .. } => {
+                let subscriptions = vec![server_subscription("room:a"), server_subscription("log:a")];
+                let client = self.world.session.client();
+                self.is_tied = !how.is_multiple_of(4);
+                Input::Resumed(match how % 4 {
+                    0 => Resumption::Without,
+                    1 => Resumption::Fresh,
+                    _ => Resumption::Back(Box::new(Back { client, subscriptions })),
+                })
+            }
             Output::VerifyRefresh { id, .. } => {
                 let grant = ConnectionGrant { info: Bytes::from_static(b"2"), ..grant("u") };
                 Input::RefreshVerified { id, result: if well { Ok(grant) } else { Err(key_server_down()) } }
@@ -347,6 +365,14 @@ impl Model {
                 assert!(!hub || self.hub.remove(channel.as_str()), "{channel} is not in the hub");
                 assert!(!presence || self.presence.remove(channel.as_str()), "{channel} has no presence");
             }
+            Output::Linger { channel } => {
+                assert!(self.ended && self.is_tied, "nobody may come back");
+                assert!(self.presence.remove(channel.as_str()), "{channel} has no presence");
+                self.announced.remove(channel.as_str());
+            }
+            Output::Detach(_) => {
+                assert!(self.is_tied && !std::mem::replace(&mut self.detached, true), "detached twice");
+            }
             Output::Announce { channel, joined: true, .. } => {
                 assert!(!self.ended && self.hub.contains(channel.as_str()));
                 assert!(self.subscribed.contains(channel.as_str()), "announced before the reply");
@@ -361,6 +387,7 @@ impl Model {
                 self.unanswered.clear();
             }
             request @ (Output::VerifyConnection { .. }
+            | Output::Resume { .. }
             | Output::VerifyRefresh { .. }
             | Output::VerifySubscription { .. }
             | Output::Publish { .. }
@@ -432,6 +459,17 @@ impl Model {
     }
 }
 
+fn server_subscription(channel: &str) -> ServerSubscribe {
+    ServerSubscribe {
+        channel: name(channel),
+        info: Bytes::new(),
+        data: Bytes::new(),
+        recover_since: None,
+        expire_at: None,
+        overrides: Overrides::default(),
+    }
+}
+
 fn channel_of(seed: usize) -> &'static str {
     CHANNELS[seed % CHANNELS.len()]
 }
@@ -444,8 +482,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_inputs_keeps_the_invariants(steps in steps()) {
-        let mut model = Model::new();
+    fn any_sequence_of_inputs_keeps_the_invariants(steps in steps(), is_resumable in any::<bool>()) {
+        let mut model = Model::new(is_resumable);
         for step in steps {
             model.step(step);
         }
