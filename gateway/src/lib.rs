@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`] and [`cli`] (what an operator sets), [`node`] (what everything shares), [`hub`]
 //! (channels, positions, repair), [`shard`] (one core: connections, sessions, fan-out), [`transport`] (sockets),
-//! [`cluster`] (the other nodes), [`api`] (the server API), [`ops`] (health and metrics), [`serve`] (putting it together).
+//! [`sessions`] (what outlives a connection), [`cluster`] (the other nodes), [`api`] (the server API), [`ops`] (health and metrics), [`serve`] (putting it together).
 //! The session itself is the crate `session`, the wire format the crate `protocol`, tokens the crate `auth`.
 
 pub mod api;
@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod node;
 pub mod ops;
 pub mod serve;
+pub mod sessions;
 pub mod shard;
 pub mod transport;

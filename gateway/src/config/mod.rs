@@ -36,6 +36,7 @@ pub use redis::{Backplane, BackplaneKind};
 pub use secret::Secret;
 pub use server::{Api, ApiListen, Drain, Handshake, Hub, Internal, Limits, Log, LogFormat, Tls};
 
+use crate::sessions::SessionSettings;
 use reader::{Context, Section};
 use tree::{Node, Origin, Table, overlay};
 pub(crate) use units::parse_duration;
@@ -90,6 +91,8 @@ pub struct Config {
     pub handshake: Handshake,
     /// Delivery on this node.
     pub hub: Hub,
+    /// Sessions that outlive a connection.
+    pub session: SessionSettings,
     /// What carries publications between nodes.
     pub backplane: Backplane,
     /// Bounds of the embedded backplane.
@@ -268,6 +271,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         limits: server::limits(&mut root),
         handshake: server::handshake(&mut root),
         hub: server::hub(&mut root),
+        session: server::session(&mut root, dev),
         backplane,
         memory,
         drain: server::drain(&mut root, dev),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use backplane::memory::{MemoryBackplane, MemoryLimits};
 use backplane::redis::{RedisBackplane, RedisConfig};
-use backplane::{Backplane, BackplaneError, Members};
+use backplane::{Backplane, BackplaneError, Members, SessionStore};
 
 use crate::config::BackplaneKind;
 
@@ -45,6 +45,13 @@ impl Carrier {
     }
 
     pub(super) fn members(&self) -> Arc<dyn Members> {
+        match self {
+            Self::Memory(memory) => memory.clone(),
+            Self::Redis(redis) => redis.clone(),
+        }
+    }
+
+    pub(super) fn sessions(&self) -> Arc<dyn SessionStore> {
         match self {
             Self::Memory(memory) => memory.clone(),
             Self::Redis(redis) => redis.clone(),

@@ -33,15 +33,21 @@ const JSON: &str = "centrifuge-json";
 
 /// `GET /connection/websocket`
 pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> Response {
-    match accept(&node, &mut request) {
-        Ok((upgrade, encoding, response)) => {
+    // Taken out of the address here: it goes nowhere else, as addresses of sessions are not to be seen.
+    let session = crate::sessions::requested(request.uri().query().unwrap_or_default());
+    let accepted = session.map_err(|_| Refusal::BadSession).and_then(|session| {
+        let (upgrade, encoding, response) = accept(&node, &mut request)?;
+        Ok((upgrade, encoding, response, session))
+    });
+    match accepted {
+        Ok((upgrade, encoding, response, session)) => {
             let Some(shard) = Shard::current() else {
                 return Refusal::NoShard.into_response();
             };
             tokio::task::spawn_local(async move {
                 match tokio::time::timeout(HANDOVER_TIMEOUT, upgrade).await {
                     Ok(Ok(upgraded)) => match split(upgraded) {
-                        Some((stream, first_bytes)) => shard.adopt(stream, encoding, &first_bytes),
+                        Some((stream, first_bytes)) => shard.adopt(stream, encoding, &first_bytes, session.as_deref()),
                         None => tracing::error!("an upgraded stream is neither TCP nor TLS"),
                     },
                     Ok(Err(error)) => tracing::debug!(%error, "the peer left during the handshake"),
@@ -67,6 +73,7 @@ enum Refusal {
     BadVersion,
     BadKey,
     BadOrigin,
+    BadSession,
     NoShard,
 }
 
@@ -77,6 +84,7 @@ impl Refusal {
             Self::Full => "full",
             Self::NotAWebSocket | Self::BadMethod | Self::BadVersion | Self::BadKey => "bad_handshake",
             Self::BadOrigin => "bad_origin",
+            Self::BadSession => "bad_session",
             Self::NoShard => "internal",
         }
     }
@@ -92,6 +100,9 @@ impl IntoResponse for Refusal {
             Self::BadVersion => (StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is spoken here\n"),
             Self::BadKey => (StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64\n"),
             Self::BadOrigin => (StatusCode::FORBIDDEN, "this origin is not allowed to connect\n"),
+            Self::BadSession => {
+                (StatusCode::BAD_REQUEST, "session must be 8 to 64 of the characters A-Z a-z 0-9 _ -, given once\n")
+            }
             Self::NoShard => (StatusCode::INTERNAL_SERVER_ERROR, "not served by a shard\n"),
         };
         let mut response = (status, text).into_response();
@@ -105,7 +116,7 @@ impl IntoResponse for Refusal {
             Self::BadMethod => {
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             }
-            Self::NotAWebSocket | Self::BadKey | Self::BadOrigin | Self::NoShard => {}
+            Self::NotAWebSocket | Self::BadKey | Self::BadOrigin | Self::BadSession | Self::NoShard => {}
         }
         response
     }
