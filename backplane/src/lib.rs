@@ -119,7 +119,7 @@ pub trait PresenceStore: Send + Sync + 'static {
     /// leaves or dies meanwhile. Then it is removed and its leave announced, once, by whichever node is there, some seconds
     /// late at most; after an outage of the backplane later, so that clients get the time to come back. Does nothing where
     /// this node has no entry of the client. When the client is added or adopted before, on whichever node, no leave is
-    /// announced; [`remove_presence`](Self::remove_presence) on this node ends it without one.
+    /// announced. From now on the entry is nobody's: [`remove_presence`](Self::remove_presence) need not find it.
     fn linger_presence<'a>(
         &'a self,
         channel: &'a ChannelName,
@@ -127,7 +127,7 @@ pub trait PresenceStore: Send + Sync + 'static {
         grace: Duration,
     ) -> BackplaneFuture<'a, ()>;
 
-    /// Removes an entry of this node, lingering or not; removing one that is not there succeeds.
+    /// Removes an entry; removing one that is not there succeeds.
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()>;
 
     /// All entries, in no particular order.

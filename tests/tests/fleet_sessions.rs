@@ -61,6 +61,7 @@ async fn whoever_comes_back_on_another_node_was_never_away() {
     let (mut ann, first) = connect(&fleet[0], "ann").await;
     ann.subscribe("lobby:a").await;
     assert_eq!(watcher.push().await["join"]["info"]["client"], first["client"]);
+    assert_eq!(ann.push().await["join"]["info"]["client"], first["client"], "her own");
     let target = json!({ "user": "ann", "channel": "news:dynamic", "info": { "vip": true } });
     fleet[1].api().ok("subscribe", target).await;
     assert_eq!(ann.push().await["subscribe"]["recoverable"], json!(true));

@@ -159,17 +159,3 @@ pub async fn lingering_is_per_client<F: Factory>(factory: &F) -> CaseResult {
     let left: Vec<_> = clients[10..30].iter().collect();
     room.expect_leaves(&left).await
 }
-
-/// An entry that is removed while it lingers is gone at once, and no leave follows.
-pub async fn removed_members_linger_no_more<F: Factory>(factory: &F) -> CaseResult {
-    let room = Room::new(factory).await?;
-    let info = client("ann");
-    room.add(&info).await?;
-    room.linger(&info, LONG).await?;
-    healthy("remove_presence", room.bench.backplane.remove_presence(&room.channel, info.client).await)?;
-    room.expect_members(&[], "after a removal").await?;
-    ensure!(!room.adopt(&room.beside, &info).await?, "an entry that was removed is adopted");
-    room.wait().await;
-    room.expect_leaves(&[]).await?;
-    room.expect_members(&[&info], "after a return").await
-}

@@ -181,7 +181,6 @@ macro_rules! __conformance_cases {
             members_that_come_back_do_not_leave
             adoption_tells_whether_anybody_was_there
             lingering_is_per_client
-            removed_members_linger_no_more
             every_legal_name_works
             similar_names_are_different_channels
         }

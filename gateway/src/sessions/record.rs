@@ -139,11 +139,6 @@ impl Record {
     pub fn dynamic(&self) -> Vec<ServerSubscribe> {
         self.subs.iter().filter(|sub| sub.dynamic).map(Sub::subscribe).collect()
     }
-
-    /// The channels in which the client has left a presence entry behind.
-    pub fn members_of(&self) -> Vec<ChannelName> {
-        self.subs.iter().filter(|sub| sub.presence).map(|sub| ChannelName::from(sub.channel.as_str())).collect()
-    }
 }
 
 /// Decides what a connection gets, given what is stored. `client` is its id if it is new here.
@@ -265,7 +260,8 @@ mod tests {
     fn records_are_read_as_they_were_written() {
         let record = stored();
         assert_eq!(Record::decode(&record.encode()).expect("what was encoded"), record);
-        assert_eq!(record.members_of(), [ChannelName::from("b"), ChannelName::from("c")]);
+        let channels: Vec<_> = record.subs.iter().map(|sub| (sub.channel.as_str(), sub.presence)).collect();
+        assert_eq!(channels, [("b", true), ("c", true)]);
         let [dynamic] = <[ServerSubscribe; 1]>::try_from(record.dynamic()).expect("one is dynamic");
         let expected = kept("c", true, true);
         assert_eq!(

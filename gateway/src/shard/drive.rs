@@ -260,9 +260,9 @@ impl Shard {
         };
         let backplane = self.node.backplane.clone();
         let channel = join.channel.clone();
-        let was_member = self.was_member(&connection, &channel);
+        let may_adopt = self.may_adopt(&connection);
         let added = async move {
-            if was_member {
+            if may_adopt {
                 backplane.adopt_presence(&channel, info).await
             } else {
                 backplane.add_presence(&channel, info).await.map(|()| false)

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use backplane::{ChannelName, ClientId, UserId};
+use backplane::{ClientId, UserId};
 use bytes::Bytes;
 use session::close::CloseCode;
 use session::io::{Back, Input, Kept, Resumption};
@@ -41,8 +41,9 @@ pub(super) struct Resumable {
     written: Option<u64>,
     /// When the record was last written or touched.
     touched: Tick,
-    /// Channels in which a former connection has left a presence entry. Empty soon after the connect.
-    left_behind: Vec<ChannelName>,
+    /// Until then the client may find presence entries that a former connection has left behind, as for ones that the
+    /// record does not know of yet.
+    adopts_until: Tick,
     /// The record is to be written even if nothing has changed, as authorised anew.
     authorise: bool,
     /// The application has closed the connection: nothing is kept.
@@ -59,7 +60,7 @@ impl Resumables {
             generation: 0,
             written: None,
             touched: Tick(0),
-            left_behind: Vec::new(),
+            adopts_until: Tick(0),
             authorise: false,
             forget: false,
             waiting: Vec::new(),
@@ -145,7 +146,8 @@ impl Shard {
                 resumable.generation = record.generation;
                 resumable.touched = self.now().tick;
                 if is_back {
-                    resumable.left_behind = record.members_of();
+                    // Twice, because whoever lingers may leave a little late.
+                    resumable.adopts_until = resumable.touched.after(2 * self.node.runtime().sessions.presence_grace);
                     let (client, subscriptions) = (ClientId(record.client), record.dynamic());
                     Resumption::Back(Box::new(Back { client, subscriptions }))
                 } else {
@@ -176,16 +178,10 @@ impl Shard {
         self.enqueue(Work::Input(connection.clone(), Input::Resumed(resumption)));
     }
 
-    /// Whether the client has left a presence entry behind in a channel that it joins. Asked once for each.
-    pub(super) fn was_member(&self, connection: &Connection, channel: &ChannelName) -> bool {
-        let mut resumables = self.resumables.borrow_mut();
-        let Some(resumable) = resumables.0.get_mut(&connection.key.index) else { return false };
-        let Some(place) = resumable.left_behind.iter().position(|left| left == channel) else { return false };
-        resumable.left_behind.swap_remove(place);
-        if resumable.left_behind.is_empty() {
-            resumable.left_behind = Vec::new();
-        }
-        true
+    /// Whether the client may have left presence entries behind in channels that it joins now.
+    pub(super) fn may_adopt(&self, connection: &Connection) -> bool {
+        let now = self.now().tick;
+        self.resumables.borrow().0.get(&connection.key.index).is_some_and(|resumable| now < resumable.adopts_until)
     }
 
     // --- meanwhile ---
@@ -207,10 +203,6 @@ impl Shard {
             let Some(connection) = connection.filter(|connection| connection.established.get()) else { continue };
             if connection.phase.get() != Phase::Open {
                 continue;
-            }
-            if resumable.touched.after(settings.presence_grace) < now.tick {
-                // Whoever was left behind by now has left.
-                resumable.left_behind = Vec::new();
             }
             let session = connection.session.borrow();
             let fingerprint = Some(fingerprint_of(&session));

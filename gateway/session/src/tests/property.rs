@@ -366,7 +366,7 @@ impl Model {
                 assert!(!presence || self.presence.remove(channel.as_str()), "{channel} has no presence");
             }
             Output::Linger { channel } => {
-                assert!(self.ended && self.is_tied, "nobody may come back");
+                assert!(self.is_tied && self.world.session.is_closed(), "nobody may come back");
                 assert!(self.presence.remove(channel.as_str()), "{channel} has no presence");
                 self.announced.remove(channel.as_str());
             }

@@ -31,7 +31,7 @@ fn back(subscriptions: Vec<ServerSubscribe>) -> Input {
 fn returning(connect: &str) -> World {
     let mut world = World::resumable();
     assert_eq!(world.send(connect), ["verify connection t"]);
-    assert_eq!(world.give(Input::ConnectionVerified(Ok(grant("u")))), [r#"resume UserId("u")"#]);
+    assert_eq!(world.give(Input::ConnectionVerified(Ok(grant("u")))), [r#"resume "u""#]);
     assert!(!world.session.is_established());
     world
 }
@@ -41,7 +41,7 @@ fn a_session_is_looked_up_only_for_those_who_ask_and_are_who_they_say() {
     let mut plain = World::new();
     plain.send(CONNECT);
     let established = plain.give(Input::ConnectionVerified(Ok(grant("u"))));
-    assert_eq!(established[0], r#"established UserId("u")"#);
+    assert_eq!(established[0], r#"established "u""#);
     let mut forged = World::resumable();
     forged.send(CONNECT);
     assert_eq!(forged.give(Input::ConnectionVerified(Err(invalid()))), [CLOSE_3500]);
@@ -55,7 +55,7 @@ fn whoever_comes_back_has_the_same_id_and_what_the_server_had_added() {
     let mut world = returning(CONNECT);
     let asked = world.give(back(vec![dynamic("room:a"), dynamic("nosuch:b"), dynamic("log:c")]));
     let expected = [
-        r#"established UserId("u")"#,
+        r#"established "u""#,
         r#"join room:a presence({"c":1}) push"#,
         r#"join log:c presence({"c":1}) positioned history"#,
     ];
