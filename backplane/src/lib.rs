@@ -115,10 +115,29 @@ pub trait Backplane: PresenceStore + Send + Sync + 'static {
     fn status(&self) -> Status;
 }
 
-/// Who is subscribed to a channel, over all nodes. An entry lives until it is removed or its node's lease ends.
+/// Who is subscribed to a channel, over all nodes. An entry lives until it is removed, its time to linger is over, or its
+/// node's lease ends.
 pub trait PresenceStore: Send + Sync + 'static {
     /// Adds or replaces the entry of `info.client`.
     fn add_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, ()>;
+
+    /// Adds the entry of a client that comes back under the id it had, on this node or another, in place of the one it
+    /// has left behind (lingering, or that of a dead node). True: there was one, and its leave was not announced and never
+    /// will be, so that no join is due either. False: there was none, or its leave was announced. One step: never both,
+    /// never neither. May cost more than [`add_presence`](Self::add_presence), which is for ids that are new.
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool>;
+
+    /// Has this node's entry of a client linger that may come back: it stays listed for `grace`, also when this node
+    /// leaves or dies meanwhile. Then it is removed and its leave announced, once, by whichever node is there, some seconds
+    /// late at most; after an outage of the backplane later, so that clients get the time to come back. Does nothing where
+    /// this node has no entry of the client. When the client is added or adopted before, on whichever node, no leave is
+    /// announced. From now on the entry is nobody's: [`remove_presence`](Self::remove_presence) need not find it.
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()>;
 
     /// Removes an entry; removing one that is not there succeeds.
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()>;

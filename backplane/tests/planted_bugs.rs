@@ -84,6 +84,13 @@ found! {
     presence_spans_channels: PresenceSpansChannels by presence_is_per_channel;
     presence_is_never_removed: PresenceIsNeverRemoved by presence_adds_and_removes;
     presence_lists_are_cut: PresenceListsAreCut by presence_holds_many_members;
+    adoption_is_not_noticed: AdoptionIsNotNoticed by members_that_come_back_do_not_leave;
+    adoption_is_always_noticed: AdoptionIsAlwaysNoticed by adoption_tells_whether_anybody_was_there;
+    adopted_entries_leave: AdoptedEntriesLeave by members_that_come_back_do_not_leave;
+    lingering_is_ignored: LingeringIsIgnored by lingering_members_stay_and_leave_once;
+    lingering_leaves_are_lost: LingeringLeavesAreLost by lingering_members_stay_and_leave_once,
+        lingering_is_per_client;
+    lingering_never_ends: LingeringNeverEnds by lingering_members_stay_and_leave_once;
 }
 
 found! {

@@ -150,6 +150,19 @@ impl PresenceStore for Sparse {
         self.inner.add_presence(channel, info)
     }
 
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
+        self.inner.adopt_presence(channel, info)
+    }
+
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()> {
+        self.inner.linger_presence(channel, client, grace)
+    }
+
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {
         self.inner.remove_presence(channel, client)
     }

@@ -2,8 +2,9 @@
 //!
 //! Reading order: [`config`] and [`cli`] (what an operator sets), [`node`] (what everything shares), [`hub`]
 //! (channels, positions, repair), [`shard`] (one core: connections, sessions, fan-out), [`admission`] (who is let in),
-//! [`transport`] (sockets), [`cluster`] (the other nodes), [`drain`] (emptying a node), [`proxy`] (asking the application),
-//! [`api`] (the server API), [`ops`] and [`admin`] (health, metrics and what operators ask), [`serve`] (putting it together).
+//! [`transport`] (sockets), [`sessions`] (what outlives a connection), [`cluster`] (the other nodes), [`drain`] (emptying a
+//! node), [`proxy`] (asking the application), [`api`] (the server API), [`ops`] and [`admin`] (health, metrics and what
+//! operators ask), [`serve`] (putting it together).
 //! The session itself is the crate `session`, the wire format the crate `protocol`, tokens the crate `auth`.
 
 pub mod admin;
@@ -20,5 +21,6 @@ pub mod node;
 pub mod ops;
 pub mod proxy;
 pub mod serve;
+pub mod sessions;
 pub mod shard;
 pub mod transport;

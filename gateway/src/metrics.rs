@@ -110,6 +110,9 @@ pub const PROXY_IN_FLIGHT: &str = "gateway_proxy_calls_in_flight";
 pub const PROXY_REFUSED: &str = "gateway_proxy_refused_total";
 /// Whether a `proxy` is being left alone because it has failed repeatedly.
 pub const PROXY_BREAKER_OPEN: &str = "gateway_proxy_breaker_open";
+/// Connections that asked for a session, by `result`: `fresh`, `resumed`, or why they have none: `forked`, `anonymous`,
+/// `unavailable`, `unreadable`, `busy`. Beside these `taken_over` counts connections that gave way to a newer one.
+pub const SESSIONS: &str = "gateway_sessions_total";
 /// 1, labelled by `version`.
 pub const BUILD: &str = "gateway_build_info";
 
@@ -127,6 +130,11 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         .install_recorder()?;
     describe();
     Ok(handle)
+}
+
+/// Counts what became of a connection that asked for a session.
+pub fn session_result(result: &'static str) {
+    counter!(SESSIONS, "result" => result).increment(1);
 }
 
 fn describe() {
@@ -161,6 +169,7 @@ fn describe() {
     describe_gauge!(MEMORY_SESSION_BYTES, Unit::Bytes, "Session records of the embedded backplane.");
     describe_counter!(MEMORY_EVICTED, "Publications, streams and sessions that gave way because of a limit.");
     describe_counter!(MEMORY_REFUSED, "Calls of the embedded backplane refused because of a limit.");
+    describe_counter!(SESSIONS, "Connections that asked for a session, by result.");
     describe_counter!(JWKS_FETCHES, "Fetches of token keys.");
     describe_counter!(JWKS_FAILURES, "Fetches of token keys that failed.");
     describe_counter!(COMMANDS, "Commands and questions to every node, by result.");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Guard};
 use backplane::{
-    Backplane, BackplaneError, ChannelName, HistoryOptions, HistoryPage, HistoryQuery, NewPublication, PresenceEvent,
-    PublishOptions, Published,
+    Backplane, BackplaneError, ChannelName, ClientId, HistoryOptions, HistoryPage, HistoryQuery, NewPublication,
+    NodeId, PresenceEvent, PublishOptions, Published, UserId,
 };
 use session::channels::Channels;
 use session::close::CloseCode;
@@ -30,6 +30,8 @@ use crate::drain::{Drain, DrainTimes};
 use crate::hub::Registry;
 use crate::metrics::NodeMeters;
 use crate::proxy::Proxies;
+use crate::sessions::SessionSettings;
+use crate::sessions::store::Sessions;
 use crate::shard::IoLimits;
 use crate::shard::command::{Action, Applied, Command, Survey, Target};
 use crate::shard::inbox::{Inbox, Item};
@@ -46,6 +48,8 @@ pub struct Runtime {
     pub limits: protocol::Limits,
     /// Sizes for the socket side of connections.
     pub io: IoLimits,
+    /// Sessions that outlive a connection.
+    pub sessions: SessionSettings,
     /// Which browser origins may connect.
     pub origins: OriginRule,
     /// Keys of the server API, hashed.
@@ -74,6 +78,7 @@ impl Runtime {
             verifier,
             limits: config.client.frames,
             io: IoLimits { message_bytes: config.client.frames.frame_bytes, queue_bytes: config.client.queue_bytes },
+            sessions: config.session.clone(),
             origins: config.client.origins.clone(),
             api: ApiKeys::new(keys, config.api.key_in_query),
             proxies: Proxies::new(&config.proxies, predecessor.map(|running| &running.proxies))?,
@@ -147,6 +152,10 @@ pub struct Node {
     commands: OnceLock<Arc<Commands>>,
     /// What is known of the fleet, this node included.
     roster: OnceLock<Arc<Roster>>,
+    /// Records of sessions; unset where there is no place for them.
+    sessions: OnceLock<Sessions>,
+    /// Calls under way that must not be cut off by the end of the process.
+    tidying: AtomicUsize,
     inboxes: Vec<Arc<Inbox>>,
     runtime: ArcSwap<Runtime>,
     started: Instant,
@@ -186,6 +195,8 @@ impl Node {
             cluster_inbox,
             commands: OnceLock::new(),
             roster: OnceLock::new(),
+            sessions: OnceLock::new(),
+            tidying: AtomicUsize::new(0),
             inboxes,
             runtime: ArcSwap::from_pointee(runtime),
             started: Instant::now(),
@@ -366,6 +377,56 @@ impl Node {
         let _ = self.roster.set(roster);
     }
 
+    /// From now on clients may have sessions. Called once, before the first connection.
+    pub fn set_sessions(&self, sessions: Sessions) {
+        // A second call would mean a second identity; the first stays.
+        let _ = self.sessions.set(sessions);
+    }
+
+    /// The records of sessions.
+    pub fn sessions(&self) -> Option<Sessions> {
+        self.sessions.get().cloned()
+    }
+
+    /// Ends the connection that has had a session, on whichever node it is; true if there was one. Returns when it can do
+    /// nothing any more, or when its node does not answer: then it will notice by itself.
+    pub async fn take_over(&self, from: NodeId, user: &UserId, client: ClientId, generation: u64) -> bool {
+        if from.0 == self.uid {
+            return self.take_over_here(user, client, generation).await.unwrap_or(false);
+        }
+        match self.commands.get() {
+            Some(commands) => commands.take_over(from, user, client, generation).await,
+            None => false,
+        }
+    }
+
+    /// The same on this node.
+    ///
+    /// # Errors
+    /// When a shard did not answer in time.
+    pub(crate) async fn take_over_here(
+        &self,
+        user: &UserId,
+        client: ClientId,
+        generation: u64,
+    ) -> Result<bool, ShardTimeout> {
+        let command = |done| Command::TakeOver { user: user.clone(), client, generation, done };
+        Ok(self.ask(command).await?.contains(&true))
+    }
+
+    /// Counts a call that must not be cut off by the end of the process, until the answer is dropped.
+    pub fn tidying(self: &Arc<Self>) -> Tidying {
+        self.tidying.fetch_add(1, Ordering::AcqRel);
+        Tidying(self.clone())
+    }
+
+    /// Returns when no such call is under way. The process ends soon after, so looking now and then is enough.
+    pub async fn tidied(&self) {
+        while self.tidying.load(Ordering::Acquire) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// What is known of the fleet; `None` when that is stale.
     pub fn digest(&self) -> Option<Digest> {
         self.roster.get().and_then(|roster| roster.digest())
@@ -376,6 +437,12 @@ impl Node {
     /// # Errors
     /// When a shard or another node did not answer in time; others may have acted.
     pub async fn apply(&self, target: Target, action: Action) -> Result<Applied, FleetError> {
+        if action.revokes()
+            && let Some(sessions) = self.sessions.get()
+        {
+            // First: a client that comes back in between is either too early for this or connected for what follows.
+            sessions.revoke(&target.user, self.runtime().sessions.ttl).await.map_err(AskError::from)?;
+        }
         match self.commands.get() {
             Some(commands) => Ok(commands.apply(target, &action).await?),
             None => Ok(self.apply_here(target, action).await?),
@@ -481,6 +548,15 @@ impl Node {
             Ok(gathered)
         };
         tokio::time::timeout(COMMAND_TIMEOUT, gathered).await.map_err(|_| ShardTimeout)?
+    }
+}
+
+/// A call that must not be cut off by the end of the process.
+pub struct Tidying(Arc<Node>);
+
+impl Drop for Tidying {
+    fn drop(&mut self) {
+        self.0.tidying.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

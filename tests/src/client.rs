@@ -9,6 +9,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
+use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 
 use crate::tokens;
@@ -243,6 +245,19 @@ impl Client {
             Event::Closed(closed) => closed,
             other => panic!("a close was expected: {other:?}"),
         }
+    }
+
+    /// Answers the close frame that was read last, as every living client does, and waits for the end of the connection.
+    pub async fn finish(mut self) {
+        let ended = async { while let Some(Ok(_)) = self.ws.next().await {} };
+        within("the end of the connection", ended).await;
+    }
+
+    /// Closes as SDKs do when they are told to disconnect.
+    pub async fn say_goodbye(mut self) {
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "client disconnect".into() };
+        self.send(Message::Close(Some(frame))).await;
+        self.finish().await;
     }
 
     /// The server must close with this code and reason.

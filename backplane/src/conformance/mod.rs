@@ -17,6 +17,7 @@ mod expiry;
 mod fleet;
 mod history;
 mod leases;
+mod lingering;
 mod names;
 mod presence;
 mod publish;
@@ -35,6 +36,7 @@ pub use expiry::*;
 pub use fleet::*;
 pub use history::*;
 pub use leases::*;
+pub use lingering::*;
 pub use names::*;
 pub use presence::*;
 pub use publish::*;
@@ -73,6 +75,11 @@ pub trait Factory: Send + Sync {
     /// A history TTL that this implementation supports and that a test may wait for.
     fn short_ttl(&self) -> Duration {
         Duration::from_secs(2)
+    }
+
+    /// How much later than asked for a lingering presence entry may be removed.
+    fn linger_slack(&self) -> Duration {
+        Duration::from_secs(8)
     }
 
     /// How much later than promised something may still be readable: the granularity of the implementation's expiry.
@@ -170,6 +177,10 @@ macro_rules! __conformance_cases {
             presence_counts_users
             presence_is_per_channel
             presence_holds_many_members
+            lingering_members_stay_and_leave_once
+            members_that_come_back_do_not_leave
+            adoption_tells_whether_anybody_was_there
+            lingering_is_per_client
             every_legal_name_works
             similar_names_are_different_channels
         }

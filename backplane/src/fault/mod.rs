@@ -11,6 +11,7 @@ mod policy;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use network::{Network, NodeLink};
 pub use policy::FaultPolicy;
@@ -246,6 +247,25 @@ impl<B: Backplane> PresenceStore for FaultyBackplane<B> {
         Box::pin(async move {
             let fate = self.calls.enter().await?;
             fate.apply(self.inner.add_presence(channel, info).await)
+        })
+    }
+
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
+        Box::pin(async move {
+            let fate = self.calls.enter().await?;
+            fate.apply(self.inner.adopt_presence(channel, info).await)
+        })
+    }
+
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()> {
+        Box::pin(async move {
+            let fate = self.calls.enter().await?;
+            fate.apply(self.inner.linger_presence(channel, client, grace).await)
         })
     }
 

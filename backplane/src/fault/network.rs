@@ -214,6 +214,19 @@ impl PresenceStore for NodeLink {
         self.backplane.add_presence(channel, info)
     }
 
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
+        self.backplane.adopt_presence(channel, info)
+    }
+
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()> {
+        self.backplane.linger_presence(channel, client, grace)
+    }
+
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {
         self.backplane.remove_presence(channel, client)
     }

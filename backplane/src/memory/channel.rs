@@ -1,12 +1,14 @@
 //! Everything about one channel.
 
+use std::sync::Arc;
+
 use super::clock::Moment;
 use super::limits::Counters;
 use super::order::Order;
 use super::presence::Members;
 use super::results::Results;
 use super::stream::Stream;
-use crate::ChannelName;
+use crate::{ChannelName, ClientInfo};
 
 /// A field is `None` when there is nothing to hold, and a channel with nothing at all is not in the map.
 #[derive(Debug)]
@@ -88,11 +90,25 @@ impl Channel {
         work
     }
 
+    /// Removes the members whose time to linger is over, and returns them: their leaves are due.
+    pub(super) fn take_left(&mut self, now: Moment, counters: &Counters) -> Vec<Arc<ClientInfo>> {
+        let Some(members) = &mut self.members else { return Vec::new() };
+        let left = members.take_left(now);
+        if !left.is_empty() {
+            counters.presence_entries.sub(left.len());
+            if members.is_empty() {
+                self.members = None;
+            }
+        }
+        left
+    }
+
     /// When something in this channel expires next.
     pub(super) fn next_expiry(&self) -> Moment {
         let stream = self.stream.as_ref().map_or(Moment::NEVER, |stream| stream.next_expiry(self.subscribed));
         let results = self.results.as_ref().map_or(Moment::NEVER, |results| results.next_expiry());
-        stream.min(results)
+        let members = self.members.as_ref().map_or(Moment::NEVER, |members| members.next_leave());
+        stream.min(results).min(members)
     }
 
     pub(super) fn holds_nothing(&self) -> bool {

@@ -30,6 +30,7 @@ use std::future::ready;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -99,8 +100,8 @@ impl MemoryBackplane {
         }
     }
 
-    /// Frees what has expired: publications, epochs, idempotency results and the channels that thereby become empty;
-    /// sessions, reports and leases.
+    /// Frees what has expired: publications, epochs, idempotency results, members whose time to linger is over (whose
+    /// leaves it announces) and the channels that thereby become empty; sessions, reports and leases.
     ///
     /// Does at most about `budget` units of work (one for each thing freed and each channel looked at) and locks one
     /// stripe at a time. Returns true when more is due: call it again soon. Once a second with a budget of 10,000 keeps
@@ -113,7 +114,9 @@ impl MemoryBackplane {
                 return true;
             }
             let index = self.sweep_next.load(Ordering::Relaxed) % self.stripes.len();
-            let mut work = self.stripes[index].lock().sweep(self.now(), left, &self.counters);
+            let leave =
+                |channel: &ChannelName, state: &channel::Channel, info| self.deliver_leave(channel, state, info);
+            let mut work = self.stripes[index].lock().sweep(self.now(), left, &self.counters, leave);
             work += self.sessions[index].lock().sweep(self.now(), left.saturating_sub(work), &self.counters);
             if work >= left {
                 return true;
@@ -359,26 +362,54 @@ impl MemoryBackplane {
         }
     }
 
-    fn add_presence_now(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Result<(), BackplaneError> {
-        let mut stripe = self.stripe_with(channel)?;
-        let limit = self.limits.presence_entries;
-        let added = stripe.change(channel, &self.counters, |state, _| {
-            let present = state.members.as_ref().is_some_and(|members| members.contains(info.client));
-            let allowed = present || self.counters.presence_entries.try_add_one(limit);
-            if allowed {
-                state.members.get_or_insert_default().insert(info);
-            }
-            allowed
-        });
-        if added.expect("stripe_with has added the channel") {
-            Ok(())
-        } else {
-            Err(self.counters.refuse("presence_entries", limit))
+    fn deliver_leave(&self, channel: &ChannelName, state: &channel::Channel, info: Arc<ClientInfo>) {
+        if state.subscribed {
+            self.deliver(channel, Delivery::Presence(PresenceEvent::Leave(info)));
         }
     }
 
+    /// Changes a channel, if it is there, after those have left whose time to linger is over.
+    fn change_members<R>(&self, channel: &ChannelName, change: impl FnOnce(&mut channel::Channel) -> R) -> Option<R> {
+        self.change_members_in(&mut self.stripe(channel), channel, change)
+    }
+
+    fn change_members_in<R>(
+        &self,
+        stripe: &mut Stripe,
+        channel: &ChannelName,
+        change: impl FnOnce(&mut channel::Channel) -> R,
+    ) -> Option<R> {
+        stripe.change(channel, &self.counters, |state, _| {
+            let left = state.take_left(self.now(), &self.counters);
+            left.into_iter().for_each(|info| self.deliver_leave(channel, state, info));
+            change(state)
+        })
+    }
+
+    /// Says whether there was an entry.
+    fn add_presence_now(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Result<bool, BackplaneError> {
+        let mut stripe = self.stripe_with(channel)?;
+        let limit = self.limits.presence_entries;
+        let added = self.change_members_in(&mut stripe, channel, |state| {
+            let present = state.members.as_ref().is_some_and(|members| members.contains(info.client));
+            let allowed = present || self.counters.presence_entries.try_add_one(limit);
+            allowed.then(|| state.members.get_or_insert_default().insert(info))
+        });
+        let added = added.expect("stripe_with has added the channel");
+        added.ok_or_else(|| self.counters.refuse("presence_entries", limit))
+    }
+
+    fn linger_presence_now(&self, channel: &ChannelName, client: ClientId, grace: Duration) {
+        let leaves = self.now().after(grace);
+        self.change_members(channel, |state| {
+            if let Some(members) = &mut state.members {
+                members.linger(client, leaves);
+            }
+        });
+    }
+
     fn remove_presence_now(&self, channel: &ChannelName, client: ClientId) {
-        self.stripe(channel).change(channel, &self.counters, |state, _| {
+        self.change_members(channel, |state| {
             let Some(members) = &mut state.members else { return };
             if members.remove(client) {
                 self.counters.presence_entries.sub(1);
@@ -463,7 +494,21 @@ impl Backplane for MemoryBackplane {
 
 impl PresenceStore for MemoryBackplane {
     fn add_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, ()> {
+        Box::pin(ready(self.add_presence_now(channel, info).map(|_| ())))
+    }
+
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
         Box::pin(ready(self.add_presence_now(channel, info)))
+    }
+
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()> {
+        self.linger_presence_now(channel, client, grace);
+        Box::pin(ready(Ok(())))
     }
 
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {
@@ -472,15 +517,13 @@ impl PresenceStore for MemoryBackplane {
     }
 
     fn presence<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, Vec<Arc<ClientInfo>>> {
-        let stripe = self.stripe(channel);
-        let members = stripe.get(channel).and_then(|state| state.members.as_ref());
-        Box::pin(ready(Ok(members.map_or_else(Vec::new, |members| members.list()))))
+        let list = |state: &mut channel::Channel| state.members.as_ref().map(|members| members.list());
+        Box::pin(ready(Ok(self.change_members(channel, list).flatten().unwrap_or_default())))
     }
 
     fn presence_stats<'a>(&'a self, channel: &'a ChannelName) -> BackplaneFuture<'a, PresenceStats> {
-        let stripe = self.stripe(channel);
-        let members = stripe.get(channel).and_then(|state| state.members.as_ref());
-        Box::pin(ready(Ok(members.map_or_else(PresenceStats::default, |members| members.stats()))))
+        let stats = |state: &mut channel::Channel| state.members.as_ref().map(|members| members.stats());
+        Box::pin(ready(Ok(self.change_members(channel, stats).flatten().unwrap_or_default())))
     }
 }
 

@@ -5,15 +5,32 @@ use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::clock::Moment;
 use crate::{ClientId, ClientInfo, PresenceStats, UserId};
 
 /// Who is in a channel, and how many connections each user has there, so that stats cost no walk.
 ///
-/// Invariant: the values of `users` are above zero and sum up to the number of clients.
-#[derive(Debug, Default)]
+/// Invariants: the values of `users` are above zero and sum up to the number of clients; `next_leave` is not after the
+/// time at which any of them leaves.
+#[derive(Debug)]
 pub(super) struct Members {
-    clients: HashMap<ClientId, Arc<ClientInfo>>,
+    clients: HashMap<ClientId, Member>,
     users: HashMap<UserId, u32>,
+    /// When to look for members whose time to linger is over; `NEVER` when nobody lingers.
+    next_leave: Moment,
+}
+
+#[derive(Debug)]
+struct Member {
+    info: Arc<ClientInfo>,
+    /// `NEVER` unless it lingers.
+    leaves: Moment,
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Self { clients: HashMap::new(), users: HashMap::new(), next_leave: Moment::NEVER }
+    }
 }
 
 impl Members {
@@ -21,18 +38,49 @@ impl Members {
         self.clients.contains_key(&client)
     }
 
-    /// Adds or replaces the entry of this client.
-    pub(super) fn insert(&mut self, info: Arc<ClientInfo>) {
+    /// Adds or replaces the entry of this client, which lingers no more; says whether there was one.
+    pub(super) fn insert(&mut self, info: Arc<ClientInfo>) -> bool {
         *self.users.entry(info.user.clone()).or_insert(0) += 1;
-        if let Some(replaced) = self.clients.insert(info.client, info) {
-            self.release_user(&replaced.user);
+        let replaced = self.clients.insert(info.client, Member { info, leaves: Moment::NEVER });
+        if let Some(replaced) = &replaced {
+            self.release_user(&replaced.info.user);
         }
+        replaced.is_some()
+    }
+
+    /// Has a member leave later.
+    pub(super) fn linger(&mut self, client: ClientId, leaves: Moment) {
+        if let Some(member) = self.clients.get_mut(&client) {
+            member.leaves = leaves;
+            self.next_leave = self.next_leave.min(leaves);
+        }
+    }
+
+    /// When somebody may have to leave.
+    pub(super) fn next_leave(&self) -> Moment {
+        self.next_leave
+    }
+
+    /// Removes those whose time to linger is over, and returns them.
+    pub(super) fn take_left(&mut self, now: Moment) -> Vec<Arc<ClientInfo>> {
+        if self.next_leave > now {
+            return Vec::new();
+        }
+        let left: Vec<_> = self
+            .clients
+            .values()
+            .filter(|member| member.leaves <= now)
+            .map(|member| Arc::clone(&member.info))
+            .collect();
+        left.iter().for_each(|info| _ = self.remove(info.client));
+        self.next_leave = self.clients.values().map(|member| member.leaves).min().unwrap_or(Moment::NEVER);
+        left
     }
 
     /// Says whether there was an entry.
     pub(super) fn remove(&mut self, client: ClientId) -> bool {
-        let Some(info) = self.clients.remove(&client) else { return false };
-        self.release_user(&info.user);
+        let Some(member) = self.clients.remove(&client) else { return false };
+        self.release_user(&member.info.user);
         shrink(&mut self.clients);
         shrink(&mut self.users);
         true
@@ -52,7 +100,7 @@ impl Members {
     }
 
     pub(super) fn list(&self) -> Vec<Arc<ClientInfo>> {
-        self.clients.values().cloned().collect()
+        self.clients.values().map(|member| Arc::clone(&member.info)).collect()
     }
 
     pub(super) fn stats(&self) -> PresenceStats {
@@ -104,6 +152,24 @@ mod tests {
         members.insert(info(1, "bob"));
         assert_eq!(members.stats(), PresenceStats { num_clients: 1, num_users: 1 });
         assert_eq!(members.list(), vec![info(1, "bob")]);
+    }
+
+    #[test]
+    fn those_who_linger_leave_when_their_time_is_over_unless_they_came_back() {
+        let at = |seconds| Moment::from(std::time::Duration::from_secs(seconds));
+        let mut members = Members::default();
+        for n in 1..=4 {
+            members.insert(info(n, "ann"));
+        }
+        members.linger(info(1, "").client, at(10));
+        members.linger(info(2, "").client, at(20));
+        members.linger(info(3, "").client, at(10));
+        assert!(members.insert(info(3, "ann")), "it has come back");
+        assert_eq!((members.next_leave(), members.take_left(at(9))), (at(10), Vec::new()));
+        assert_eq!(members.take_left(at(10)), [info(1, "ann")]);
+        assert_eq!((members.next_leave(), members.stats().num_clients), (at(20), 3));
+        assert_eq!(members.take_left(at(99)), [info(2, "ann")]);
+        assert_eq!((members.next_leave(), members.stats().num_clients), (Moment::NEVER, 2));
     }
 
     #[test]

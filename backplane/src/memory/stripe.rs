@@ -1,6 +1,7 @@
 //! One stripe of the channels: those whose names hash to the same lock.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::channel::Channel;
@@ -8,7 +9,7 @@ use super::clock::Moment;
 use super::limits::Counters;
 use super::order::{Kind, Order};
 use super::presence::shrink;
-use crate::ChannelName;
+use crate::{ChannelName, ClientInfo};
 
 /// Corrections of filed times in one search for the stream used longest ago. Each is paid for by a use since the last
 /// search, but a single search must not pay for all of them; when they run out the answer is only roughly the oldest.
@@ -62,13 +63,21 @@ impl Stripe {
     }
 
     /// Frees what has expired, at most about `budget` things; returns the work done. Less than `budget` means that
-    /// nothing more is due.
-    pub(super) fn sweep(&mut self, now: Moment, budget: usize, counters: &Counters) -> usize {
+    /// nothing more is due. `left` is called for every member whose time to linger is over.
+    pub(super) fn sweep(
+        &mut self,
+        now: Moment,
+        budget: usize,
+        counters: &Counters,
+        left: impl Fn(&ChannelName, &Channel, Arc<ClientInfo>),
+    ) -> usize {
         let mut work = 0;
         while work < budget {
             let Some(name) = self.order.due(now) else { break };
             let freed = self.change(&name, counters, |channel, order| {
-                let freed = channel.expire(now, budget - work, order, &name, counters);
+                let gone = channel.take_left(now, counters);
+                let freed = gone.len() + channel.expire(now, budget - work, order, &name, counters);
+                gone.into_iter().for_each(|info| left(&name, channel, info));
                 let next = channel.next_expiry();
                 order.set_timer(&name, channel, next);
                 freed

@@ -13,8 +13,9 @@
 //! | `<p>:{<c>}:w` | string | marker of a wait for replicas | 1 s after it was written |
 //! | `<p>:{<c>}:c` | pub/sub name | deliveries | - |
 //! | `<p>:leases` | hash | lease ids that may have presence entries, to the node's name | never |
+//! | `<p>:buckets` | sorted set | buckets of presence entries that linger, to the time when they are emptied | with its last member |
 //! | `<p>:l:<l>` | string | present while the lease lives | 30 s after its last renewal |
-//! | `<p>:x:<l>` | set | names of the channels in which the lease has entries | with its last member |
+//! | `<p>:x:<l>` | set | names of the channels in which the lease, or bucket, has entries | with its last member |
 //! | `<p>:n:{nodes}:r` | hash | node id (16 bytes) to what it reports | a minute after the last report |
 //! | `<p>:n:{nodes}:t` | sorted set | node id to the time of its report in microseconds | like the reports |
 //! | `<p>:r:{<name>}:h` | hash | lease on a role: `h` holder, `t` token, `l` replication id when it was given | with the lease |
@@ -101,6 +102,11 @@ impl Keys {
     /// The table of leases that may have presence entries.
     pub fn leases(&self) -> String {
         format!("{}:leases", self.prefix)
+    }
+
+    /// The buckets of presence entries that linger.
+    pub fn buckets(&self) -> String {
+        format!("{}:buckets", self.prefix)
     }
 
     /// What lives as long as a lease.

@@ -47,6 +47,7 @@ mod discovery;
 mod durability;
 pub mod keys;
 mod layout;
+mod lingering;
 mod members;
 mod order;
 mod presence;
@@ -146,7 +147,7 @@ impl RedisBackplane {
         let sink: SinkCell = Arc::new(OnceLock::new());
         let deliveries = Deliveries::connect(&commands, &keys, Arc::clone(&sink)).await.map_err(explain)?;
         let presence = Presence::register(Arc::clone(&commands), keys.clone(), config).await.map_err(explain)?;
-        let maintenance = tokio::spawn(presence::maintain(Arc::downgrade(&presence), config.lease_interval));
+        let maintenance = tokio::spawn(presence::look_after(Arc::downgrade(&presence), config.lease_interval));
         let address = format!("{:?}", config.topology);
         Ok(Self { commands, replication, keys, sink, deliveries, presence, maintenance, address })
     }
@@ -301,6 +302,7 @@ async fn probe(commands: &Commands, keys: &Keys) -> Result<(), BackplaneError> {
         commands.script(&READ, vec![keys.meta(), keys.stream()], arguments).await?;
         presence::probe(commands, &keys).await?;
     }
+    lingering::probe(commands, keys).await?;
     members::probe(commands, keys).await?;
     sessions::probe(commands, keys).await
 }
@@ -455,6 +457,19 @@ impl Backplane for RedisBackplane {
 impl PresenceStore for RedisBackplane {
     fn add_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, ()> {
         Box::pin(self.presence.add(channel, info))
+    }
+
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
+        Box::pin(self.presence.adopt(channel, info))
+    }
+
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()> {
+        Box::pin(self.presence.linger(channel, client, grace))
     }
 
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {

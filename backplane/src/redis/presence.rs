@@ -6,6 +6,8 @@
 //! A lease id is never used again: a node whose lease is gone takes a new one and writes its entries anew. So a dead
 //! lease stays dead, and removing its entries by comparison cannot hit a living client. The same is done when the data
 //! set was exchanged (failover, restart), because old entries may have come back with it.
+//!
+//! Entries of clients that may come back are handed over to buckets, which outlive the node: see `lingering`.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,18 +28,23 @@ use super::commands::Commands;
 use super::config::RedisConfig;
 use super::connection::{Script, blob, list, number, script, text};
 use super::keys::{ChannelKeys, Keys};
+use super::lingering::{self, Buckets, is_bucket, is_shown};
 use super::{lineage, millis};
 use crate::record::{Record, decode, encode_presence};
 use crate::{BackplaneError, ChannelName, ClientId, ClientInfo, PresenceEvent, PresenceStats, UserId};
 
 static REAP: Script = script!("reap.lua");
 static ERASE: Script = script!("erase.lua");
+static LINGER: Script = script!("linger.lua");
 
 /// Locks that keep changes of one channel by this node in order; more of them than commands that run at a time.
 const STRIPES: usize = 64;
 
 /// Channels of a dead lease that are taken at a time.
 const REAPED_PER_STEP: i64 = 256;
+
+/// Buckets of lingering entries that are emptied in one go.
+const BUCKETS_PER_TURN: usize = 64;
 
 /// Entries of one channel written in one command.
 const ENTRIES_PER_COMMAND: usize = 500;
@@ -68,6 +75,7 @@ pub(super) struct Presence {
     timeout: Duration,
     name: String,
     local: Mutex<Local>,
+    buckets: Buckets,
     stripes: Vec<tokio::sync::Mutex<()>>,
 }
 
@@ -85,7 +93,18 @@ struct Local {
     leases: Vec<Uuid>,
     rooms: HashMap<ChannelName, Room>,
     /// Entries that must go but may still be there, after a call that failed.
-    doubtful: HashSet<(ChannelName, ClientId)>,
+    doubtful: HashMap<(ChannelName, ClientId), Fate>,
+    /// When the lease was last in question; `None` if it never was.
+    unwell: Option<Instant>,
+}
+
+/// What has to become of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    /// It goes at once, without a leave.
+    Erased,
+    /// It goes after this time, with one.
+    Lingers(Duration),
 }
 
 #[derive(Default)]
@@ -114,8 +133,10 @@ impl Presence {
                 former: None,
                 leases: Vec::new(),
                 rooms: HashMap::new(),
-                doubtful: HashSet::new(),
+                doubtful: HashMap::new(),
+                unwell: None,
             }),
+            buckets: Buckets::default(),
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
         };
         presence.local.lock().wanted = Some(lineage(&presence.commands).await?);
@@ -124,20 +145,31 @@ impl Presence {
     }
 
     pub(super) async fn add(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<()> {
+        self.in_time(self.add_now(channel, info)).await?;
+        Ok(())
+    }
+
+    /// True if an entry of the client was replaced.
+    pub(super) async fn adopt(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<bool> {
         self.in_time(self.add_now(channel, info)).await
     }
 
     pub(super) async fn remove(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
-        self.in_time(self.remove_now(channel, client)).await
+        self.in_time(self.end_now(channel, client, Fate::Erased)).await
+    }
+
+    pub(super) async fn linger(&self, channel: &ChannelName, client: ClientId, grace: Duration) -> Answer<()> {
+        self.in_time(self.end_now(channel, client, Fate::Lingers(grace))).await
     }
 
     /// A change is several calls and a wait for the change before it, and all together must end before a client gives up.
-    async fn in_time(&self, change: impl Future<Output = Answer<()>>) -> Answer<()> {
+    async fn in_time<T>(&self, change: impl Future<Output = Answer<T>>) -> Answer<T> {
         let timed = tokio::time::timeout(2 * self.timeout, change).await;
         timed.unwrap_or_else(|_| Err(BackplaneError::Unavailable("redis did not answer in time".to_owned())))
     }
 
-    async fn add_now(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<()> {
+    /// True if there was an entry, which is replaced. Its leave was not announced: that is done together with its removal.
+    async fn add_now(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<bool> {
         let _order = self.stripe(channel).await?;
         let client = info.client;
         {
@@ -145,18 +177,28 @@ impl Presence {
             local.doubtful.remove(&(channel.clone(), client));
             local.rooms.entry(channel.clone()).or_default().members.insert(client, Arc::clone(&info));
         }
-        let guard = Doubt { presence: self, channel, client, settled: false };
-        self.write(channel, &[info]).await?;
+        let guard = Doubt { presence: self, channel, client, fate: Fate::Erased, settled: false };
+        let added = self.write(channel, &[info]).await?;
+        guard.settle();
+        Ok(added == 0)
+    }
+
+    async fn end_now(&self, channel: &ChannelName, client: ClientId, fate: Fate) -> Answer<()> {
+        // Before anything can fail, or be dropped. A later addition waits behind this and settles it.
+        let guard = Doubt { presence: self, channel, client, fate, settled: false };
+        let _order = self.stripe(channel).await?;
+        self.end(channel, client, fate).await?;
         guard.settle();
         Ok(())
     }
 
-    async fn remove_now(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
-        // Before anything can fail, or be dropped. A later addition waits behind this and settles it.
-        let guard = Doubt { presence: self, channel, client, settled: false };
-        let _order = self.stripe(channel).await?;
-        self.erase(channel, client).await?;
-        guard.settle();
+    /// Has an entry of this node go, now or later; the stripe is locked.
+    async fn end(&self, channel: &ChannelName, client: ClientId, fate: Fate) -> Answer<()> {
+        match fate {
+            Fate::Erased => self.erase(channel, client).await?,
+            Fate::Lingers(grace) => self.hand_over(channel, client, grace).await?,
+        }
+        self.forget_member(channel, client).await;
         Ok(())
     }
 
@@ -166,12 +208,17 @@ impl Presence {
         let values = list(self.commands.call(&key, "HVALS", vec![key.as_str().into()]).await?)?;
         let entries: Vec<(Uuid, Bytes)> = values.into_iter().map(|value| split(blob(value)?)).collect::<Answer<_>>()?;
         let own = self.local.lock().lease;
-        let others: HashSet<Uuid> = entries.iter().map(|(lease, _)| *lease).filter(|lease| *lease != own).collect();
+        let others = entries.iter().map(|(lease, _)| *lease).filter(|lease| *lease != own && !is_bucket(*lease));
+        let others: HashSet<Uuid> = others.collect();
         let alive = others
             .into_iter()
             .map(|lease| async move { Ok::<_, BackplaneError>((lease, self.is_alive(lease).await?)) });
         let alive: HashMap<Uuid, bool> = try_join_all(alive).await?.into_iter().collect();
-        let living = entries.iter().filter(|(lease, _)| *lease == own || alive.get(lease) == Some(&true));
+        let lives = |lease: Uuid| match alive.get(&lease) {
+            Some(is_alive) => *is_alive,
+            None => lease == own || is_shown(lease),
+        };
+        let living = entries.iter().filter(|(lease, _)| lives(*lease));
         living
             .map(|(_, record)| match decode(record, None) {
                 Ok(Record::Presence(PresenceEvent::Join(info) | PresenceEvent::Leave(info))) => Ok(info),
@@ -202,8 +249,8 @@ impl Presence {
         Ok(number(&self.commands.call(&key, "EXISTS", vec![key.as_str().into()]).await?)? == 1)
     }
 
-    /// Writes entries under the present lease; the stripe is locked.
-    async fn write(&self, channel: &ChannelName, infos: &[Arc<ClientInfo>]) -> Answer<()> {
+    /// Writes entries under the present lease; the stripe is locked. Returns how many clients had none before.
+    async fn write(&self, channel: &ChannelName, infos: &[Arc<ClientInfo>]) -> Answer<u64> {
         let (lease, is_indexed) = {
             let local = self.local.lock();
             (local.lease, local.rooms.get(channel).is_some_and(|room| room.indexed == Some(local.lease)))
@@ -217,34 +264,58 @@ impl Presence {
             }
         }
         let key = self.keys.channel(channel).presence();
+        let mut added = 0;
         for infos in infos.chunks(ENTRIES_PER_COMMAND) {
             let mut arguments = vec![Value::from(key.as_str())];
             for info in infos {
                 let mut value = lease.as_bytes().to_vec();
                 // As a leave, because that is what a reaper makes of it.
                 value.extend(encode_presence(&PresenceEvent::Leave(Arc::clone(info))));
-                arguments.push(Bytes::copy_from_slice(info.client.0.as_bytes()).into());
+                arguments.push(bytes16(info.client.0));
                 arguments.push(Bytes::from(value).into());
             }
-            self.commands.call(&key, "HSET", arguments).await?;
+            added += number(&self.commands.call(&key, "HSET", arguments).await?)?;
         }
+        Ok(added)
+    }
+
+    /// Removes an entry from Redis.
+    async fn erase(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
+        let arguments = self.own_entry(client, Vec::new());
+        self.commands.script(&ERASE, vec![self.keys.channel(channel).presence()], arguments).await?;
         Ok(())
     }
 
-    /// Removes an entry from Redis, and the channel from the index when it was this node's last there; the stripe is
-    /// locked.
-    async fn erase(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
-        let key = self.keys.channel(channel).presence();
-        // Only what this node has written: the client may be on another node by now, under the same id.
-        let ids = std::iter::once(client.0).chain(self.local.lock().leases.iter().copied()).collect::<Vec<_>>();
-        let arguments = ids.iter().map(|id| Bytes::copy_from_slice(id.as_bytes()).into()).collect();
-        self.commands.script(&ERASE, vec![key], arguments).await?;
+    /// Gives an entry to a bucket of those that linger.
+    async fn hand_over(&self, channel: &ChannelName, client: ClientId, grace: Duration) -> Answer<()> {
+        let bucket = self.buckets.open(&self.commands, &self.keys, grace).await?;
+        // Before the entry, so that no entry is out of a reaper's sight.
+        let index = self.keys.lease_channels(bucket);
+        self.commands.call(&index, "SADD", vec![index.as_str().into(), channel.as_str().into()]).await?;
+        let keys = self.keys.channel(channel);
+        let end = i64::try_from(lingering::end(bucket).as_millis()).unwrap_or(i64::MAX);
+        let more = vec![bytes16(bucket), end.into(), self.commands.publish_command().into()];
+        self.commands.script(&LINGER, vec![keys.presence(), keys.pubsub()], self.own_entry(client, more)).await?;
+        Ok(())
+    }
+
+    /// Arguments that name an entry, if this node has written it: the client may be on another node by now, under the same
+    /// id.
+    fn own_entry(&self, client: ClientId, more: Vec<Value>) -> Vec<Value> {
+        let leases = self.local.lock().leases.clone();
+        let leases = leases.into_iter().map(bytes16);
+        std::iter::once(bytes16(client.0)).chain(more).chain(leases).collect()
+    }
+
+    /// The client is not this node's any more, and the channel leaves the index when it was the last one there; the stripe
+    /// is locked.
+    async fn forget_member(&self, channel: &ChannelName, client: ClientId) {
         let indexed = {
             let mut local = self.local.lock();
-            let Some(room) = local.rooms.get_mut(channel) else { return Ok(()) };
+            let Some(room) = local.rooms.get_mut(channel) else { return };
             room.members.remove(&client);
             if !room.members.is_empty() {
-                return Ok(());
+                return;
             }
             local.rooms.remove(channel).and_then(|room| room.indexed)
         };
@@ -257,7 +328,6 @@ impl Presence {
                 tracing::debug!(%error, "a channel stays in the index of the presence lease");
             }
         }
-        Ok(())
     }
 
     /// Writes all entries of this node in the data set that is wanted, under a lease nobody ever had unless the present one
@@ -358,17 +428,18 @@ impl Presence {
 
     /// Removes what failed calls may have left.
     async fn clear_up(&self) -> Answer<()> {
-        let doubtful: Vec<_> = self.local.lock().doubtful.iter().cloned().collect();
-        let erased = doubtful.into_iter().map(|(channel, client)| async move {
+        let doubtful: Vec<_> = self.local.lock().doubtful.keys().cloned().collect();
+        let ended = doubtful.into_iter().map(|(channel, client)| async move {
             let _order = self.stripe(&channel).await?;
             // It may have been added again in the meantime.
-            if self.local.lock().doubtful.contains(&(channel.clone(), client)) {
-                self.erase(&channel, client).await?;
+            let fate = self.local.lock().doubtful.get(&(channel.clone(), client)).copied();
+            if let Some(fate) = fate {
+                self.end(&channel, client, fate).await?;
                 self.local.lock().doubtful.remove(&(channel, client));
             }
             Ok(())
         });
-        stream::iter(erased).buffer_unordered(AT_ONCE).try_collect().await
+        stream::iter(ended).buffer_unordered(AT_ONCE).try_collect().await
     }
 
     /// Removes what dead nodes have left, and announces it. Each node looks at the leases that follow its own in the order
@@ -401,6 +472,22 @@ impl Presence {
         Ok(())
     }
 
+    /// Empties the buckets of those who lingered and did not come back.
+    async fn reap_buckets(&self) -> Answer<()> {
+        for _ in 0..BUCKETS_PER_TURN {
+            let Some(bucket) = lingering::claim(&self.commands, &self.keys).await? else { return Ok(()) };
+            self.reap_lease(bucket).await?;
+            lingering::forget(&self.commands, &self.keys, bucket).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether what others left behind may be removed: after an outage everybody gets the time to come back.
+    fn may_reap(&self) -> bool {
+        let local = self.local.lock();
+        local.wanted.is_none() && local.unwell.is_none_or(|unwell| unwell.elapsed() >= self.ttl)
+    }
+
     async fn reap_lease(&self, lease: Uuid) -> Answer<()> {
         let index = self.keys.lease_channels(lease);
         loop {
@@ -420,7 +507,7 @@ impl Presence {
     async fn reap_channel(&self, lease: Uuid, index: &str, channel: Value) -> Answer<()> {
         let channel = text(channel)?;
         let keys = self.keys.channel(&channel);
-        let arguments = vec![Bytes::copy_from_slice(lease.as_bytes()).into(), self.commands.publish_command().into()];
+        let arguments = vec![bytes16(lease), self.commands.publish_command().into()];
         let reaped = self.commands.script(&REAP, vec![keys.presence(), keys.pubsub()], arguments).await?;
         tracing::debug!(%lease, channel, removed = number(&reaped)?, "presence of a dead node removed");
         self.commands.call(index, "SREM", vec![index.into(), channel.into()]).await?;
@@ -441,6 +528,7 @@ struct Doubt<'a> {
     presence: &'a Presence,
     channel: &'a ChannelName,
     client: ClientId,
+    fate: Fate,
     settled: bool,
 }
 
@@ -460,22 +548,44 @@ impl Drop for Doubt<'_> {
         if let Some(room) = local.rooms.get_mut(self.channel) {
             room.members.remove(&self.client);
         }
-        local.doubtful.insert((self.channel.clone(), self.client));
+        local.doubtful.insert((self.channel.clone(), self.client), self.fate);
     }
 }
 
 /// Runs each script once, so that it is allowed and the server knows it.
 pub(super) async fn probe(commands: &Commands, keys: &ChannelKeys) -> Answer<()> {
-    let nobody = || Value::from(Bytes::copy_from_slice(Uuid::nil().as_bytes()));
+    let nobody = || bytes16(Uuid::nil());
     commands.script(&ERASE, vec![keys.presence()], vec![nobody(), nobody()]).await?;
     let arguments = vec![nobody(), commands.publish_command().into()];
     commands.script(&REAP, vec![keys.presence(), keys.pubsub()], arguments).await?;
+    let arguments = vec![nobody(), nobody(), 0.into(), commands.publish_command().into(), nobody()];
+    commands.script(&LINGER, vec![keys.presence(), keys.pubsub()], arguments).await?;
     Ok(())
+}
+
+/// Does what has to be done all the time, until the node's presence is dropped.
+pub(super) async fn look_after(presence: Weak<Presence>, interval: Duration) {
+    tokio::join!(maintain(Weak::clone(&presence), interval), reap_buckets(presence, interval / 2));
+}
+
+/// Has those leave who did not come back, soon after their time is over.
+async fn reap_buckets(presence: Weak<Presence>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(presence) = presence.upgrade() else { return };
+        if presence.may_reap()
+            && let Err(error) = presence.reap_buckets().await
+        {
+            tracing::debug!(%error, "presence of clients that did not come back is not removed yet");
+        }
+    }
 }
 
 /// Keeps the lease of a node alive and looks after those of others, until the node's presence is dropped. What may take
 /// long is done beside the renewals, so that it cannot cost the lease.
-pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
+async fn maintain(presence: Weak<Presence>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut well_since = Instant::now();
@@ -491,10 +601,12 @@ pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
                     tracing::warn!("the presence lease was gone or the data set changed: presence is registered anew");
                 }
                 well_since = Instant::now();
+                presence.local.lock().unwell = Some(well_since);
             }
             Err(error) => {
                 tracing::debug!(%error, "the presence lease could not be renewed");
                 well_since = Instant::now();
+                presence.local.lock().unwell = Some(well_since);
             }
         }
         while work.try_join_next().is_some() {}
@@ -513,6 +625,10 @@ pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
             });
         }
     }
+}
+
+fn bytes16(id: Uuid) -> Value {
+    Bytes::copy_from_slice(id.as_bytes()).into()
 }
 
 fn split(mut value: Bytes) -> Answer<(Uuid, Bytes)> {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::ready;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use backplane::memory::MemoryBackplane;
 use backplane::{
@@ -62,6 +63,12 @@ pub enum Bug {
     PresenceSpansChannels,
     PresenceIsNeverRemoved,
     PresenceListsAreCut,
+    AdoptionIsNotNoticed,
+    AdoptionIsAlwaysNoticed,
+    AdoptedEntriesLeave,
+    LingeringIsIgnored,
+    LingeringLeavesAreLost,
+    LingeringNeverEnds,
     ReportsNeverEnd,
     AgesStandStill,
     LongReportsAreCut,
@@ -393,6 +400,39 @@ impl PresenceStore for Broken {
             return Box::pin(ready(Ok(())));
         }
         Box::pin(ready(done(self.inner.add_presence(&room, info))))
+    }
+
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
+        let room = self.room(channel);
+        let adopted = match self.bug {
+            Bug::AdoptedEntriesLeave
+                if done(self.inner.presence_stats(&room)).is_ok_and(|stats| stats.num_clients > 0) =>
+            {
+                Ok(true)
+            }
+            _ => done(self.inner.adopt_presence(&room, info)),
+        };
+        Box::pin(ready(adopted.map(|adopted| match self.bug {
+            Bug::AdoptionIsNotNoticed => false,
+            Bug::AdoptionIsAlwaysNoticed => true,
+            _ => adopted,
+        })))
+    }
+
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()> {
+        let room = self.room(channel);
+        let done = match self.bug {
+            Bug::LingeringIsIgnored => done(self.inner.linger_presence(&room, client, Duration::ZERO)),
+            Bug::LingeringLeavesAreLost => done(self.inner.remove_presence(&room, client)),
+            Bug::LingeringNeverEnds => Ok(()),
+            _ => done(self.inner.linger_presence(&room, client, grace)),
+        };
+        Box::pin(ready(done))
     }
 
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {

@@ -13,12 +13,12 @@ use crate::channels::{ChannelError, ChannelOptions};
 use crate::close::CloseCode;
 use crate::deadlines::{expiry_tick, is_past, ttl};
 use crate::error::ClientError;
-use crate::io::{ConnectionGrant, Input, Output, SubscriptionOptions, TokenError};
+use crate::io::{ConnectionGrant, Input, Output, Resumption, ServerSubscribe, SubscriptionOptions, TokenError};
 use crate::join::{Origin, Permit};
 use crate::permissions::{Caller, Decision, may_subscribe};
 use crate::plan::Wish;
 use crate::proxy::{ConnectVerdict, ProxyResult};
-use crate::session::{Hub, Phase, Refusal, Session, reply};
+use crate::session::{Hub, Phase, Refusal, Session, Tie, reply};
 use crate::settings::Context;
 use crate::subscribe::is_known_delta;
 use crate::time::Now;
@@ -31,6 +31,8 @@ const DEFERRED_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Connecting {
     id: u32,
+    /// What the token grants, while the session that the client left behind is looked up.
+    grant: Option<ConnectionGrant>,
     /// `subs` of the request: what the client remembers of server-side subscriptions.
     wishes: BTreeMap<String, SubscribeRequest>,
     expire_at: Option<i64>,
@@ -67,6 +69,7 @@ impl Session {
         }
         self.pending_mut().connect = Some(Connecting {
             id,
+            grant: None,
             wishes: request.subs,
             expire_at: None,
             data: Bytes::new(),
@@ -116,7 +119,7 @@ impl Session {
         if is_past(now, grant.expire_at.filter(|_| !ctx.settings.insecure)) {
             return Err(ClientError::TokenExpired.into());
         }
-        self.admit(ctx, now, grant, out)
+        self.authenticated(ctx, now, grant, out)
     }
 
     /// The verdict of the application about a client without a token.
@@ -155,24 +158,67 @@ impl Session {
             // Here the application alone says what there is to subscribe to; the client only knows positions.
             connecting.wishes.retain(|channel, _| grant.subs.contains_key(channel));
         }
-        self.admit(ctx, now, grant, out)
+        self.authenticated(ctx, now, grant, out)
     }
 
-    /// Lets an authenticated client in: makes its server-side subscriptions, after which the session is open.
-    fn admit(
+    /// Looks for what an authenticated client left behind, if it wants that, and lets it in.
+    fn authenticated(
         &mut self,
         ctx: &Context<'_>,
         now: Now,
         grant: ConnectionGrant,
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
-        let settings = ctx.settings;
-        let expire_at = grant.expire_at.filter(|_| !settings.insecure);
+        let expire_at = grant.expire_at.filter(|_| !ctx.settings.insecure);
+        let is_resumable = self.tie == Tie::Wanted;
         let Some(connecting) = &mut self.pending_mut().connect else { return Ok(()) };
         connecting.expire_at = expire_at;
-        let wishes = std::mem::take(&mut connecting.wishes);
+        if is_resumable {
+            out.push(Output::Resume { user: grant.user.clone(), info: grant.info.clone() });
+            connecting.grant = Some(grant);
+            return Ok(());
+        }
+        self.admit(ctx, now, grant, Vec::new(), out)
+    }
+
+    /// The answer about what the client left behind.
+    pub(crate) fn resumed(&mut self, ctx: &Context<'_>, now: Now, resumption: Resumption, out: &mut Vec<Output>) {
+        let Some(grant) = self.pending.as_mut().and_then(|pending| pending.connect.as_mut()?.grant.take()) else {
+            return;
+        };
+        let (tie, restored) = match resumption {
+            Resumption::Without => (Tie::None, Vec::new()),
+            Resumption::Fresh => (Tie::Held, Vec::new()),
+            Resumption::Back(back) => {
+                self.client = back.client;
+                (Tie::Held, back.subscriptions)
+            }
+        };
+        self.tie = tie;
+        if let Err(refusal) = self.admit(ctx, now, grant, restored, out) {
+            self.refuse_connect(refusal, out);
+        }
+    }
+
+    /// Makes the server-side subscriptions of an authenticated client.
+    fn admit(
+        &mut self,
+        ctx: &Context<'_>,
+        now: Now,
+        mut grant: ConnectionGrant,
+        restored: Vec<ServerSubscribe>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
+        let settings = ctx.settings;
+        let Some(connecting) = &mut self.pending_mut().connect else { return Ok(()) };
+        let (expire_at, mut wishes) = (connecting.expire_at, std::mem::take(&mut connecting.wishes));
         let token_channels = fingerprint(&grant.subs);
-        let permits = permits(ctx, &grant.user, grant.subs, wishes)?;
+        let granted = std::mem::take(&mut grant.subs);
+        let restored = restored_permits(ctx, now, &granted, restored, &mut wishes);
+        let mut permits = permits(ctx, &grant.user, granted, wishes)?;
+        // The token's come first: what it grants must be there, what the server API once gave may find no room.
+        let room = settings.channels_per_connection.saturating_sub(permits.len());
+        permits.extend(restored.into_iter().take(room));
         if permits.len() > settings.channels_per_connection {
             return Err(CloseCode::ChannelLimit.into());
         }
@@ -301,6 +347,28 @@ pub(crate) fn fingerprint(subs: &BTreeMap<String, SubscriptionOptions>) -> u64 {
     hasher.finish()
 }
 
+/// The subscriptions that the server API had given to a client that is back, as far as they are still possible.
+fn restored_permits<'a>(
+    ctx: &Context<'a>,
+    now: Now,
+    granted: &BTreeMap<String, SubscriptionOptions>,
+    restored: Vec<ServerSubscribe>,
+    wishes: &mut BTreeMap<String, SubscribeRequest>,
+) -> Vec<(&'a ChannelOptions, Permit)> {
+    let mut permits = Vec::with_capacity(restored.len());
+    for ServerSubscribe { channel, info, data, recover_since: _, expire_at, overrides } in restored {
+        let Ok(options) = ctx.channels.resolve(&channel) else { continue };
+        if granted.contains_key(channel.as_str()) || is_past(now, expire_at) {
+            continue;
+        }
+        let wish = wishes.remove(channel.as_str()).map_or_else(Wish::default, |mut wish| Wish::of_connect(&mut wish));
+        let options_of_it = SubscriptionOptions { info, data, overrides };
+        let (origin, dynamic) = (Origin::Connect, true);
+        permits.push((options, Permit { channel, origin, dynamic, wish, options: options_of_it, expire_at }));
+    }
+    permits
+}
+
 /// The server-side subscriptions of a connection: those of its token, and those the client remembers and may have.
 fn permits<'a>(
     ctx: &Context<'a>,
@@ -308,7 +376,7 @@ fn permits<'a>(
     granted: BTreeMap<String, SubscriptionOptions>,
     mut wishes: BTreeMap<String, SubscribeRequest>,
 ) -> Result<Vec<(&'a ChannelOptions, Permit)>, Refusal> {
-    let (origin, expire_at) = (Origin::Connect, None);
+    let (origin, dynamic, expire_at) = (Origin::Connect, false, None);
     let mut permits = Vec::with_capacity(granted.len());
     for (channel, granted) in granted {
         let options = ctx.channels.resolve(&channel).map_err(|error| match error {
@@ -317,7 +385,7 @@ fn permits<'a>(
         })?;
         let wish = wishes.remove(&channel).map_or_else(Wish::default, |mut wish| Wish::of_connect(&mut wish));
         let channel = ChannelName::from(channel);
-        permits.push((options, Permit { channel, origin, wish, options: granted, expire_at }));
+        permits.push((options, Permit { channel, origin, dynamic, wish, options: granted, expire_at }));
     }
     let caller = Caller { user, subscribed: false, insecure: ctx.settings.insecure };
     for (channel, mut wish) in wishes {
@@ -330,8 +398,8 @@ fn permits<'a>(
         if may_subscribe(ctx.channels, options, &channel, caller) == Ok(Decision::Allowed) {
             let wish = Wish::of_connect(&mut wish);
             let channel = ChannelName::from(channel);
-            permits
-                .push((options, Permit { channel, origin, wish, options: SubscriptionOptions::default(), expire_at }));
+            let granted = SubscriptionOptions::default();
+            permits.push((options, Permit { channel, origin, dynamic, wish, options: granted, expire_at }));
         }
     }
     Ok(permits)

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backplane::{
-    ChannelName, ClientInfo, Epoch, HistoryPage, HistoryQuery, Offset, PresenceStats, Publication, UserId,
+    ChannelName, ClientId, ClientInfo, Epoch, HistoryPage, HistoryQuery, Offset, PresenceStats, Publication, UserId,
 };
 use bytes::Bytes;
 use protocol::{Command, Reply};
 
 use crate::close::CloseCode;
 use crate::proxy::{ProxyAnswer, ProxyCall, PublishOptions};
+use crate::time::Tick;
 
 /// Everything that can happen to a session.
 #[derive(Debug)]
@@ -25,6 +26,14 @@ pub enum Input {
     Deadline,
     /// Answer to [`Output::VerifyConnection`].
     ConnectionVerified(Result<ConnectionGrant, TokenError>),
+    /// Answer to [`Output::Resume`].
+    Resumed(Resumption),
+    /// The presence entry asked for by [`Output::Join`] took the place of one that this client had left behind and whose
+    /// leave nobody has seen: no join is to be announced. Comes before the [`Input::Joined`] of the same channel.
+    Adopted {
+        /// The channel.
+        channel: ChannelName,
+    },
     /// Answer to [`Output::VerifyRefresh`].
     RefreshVerified {
         /// The id of the command.
@@ -117,8 +126,11 @@ pub enum Input {
         /// The channel.
         channel: ChannelName,
     },
-    /// The socket is gone. Outputs are only the clean-up (`Leave`, `Announce`).
+    /// The socket is gone. Outputs are only the clean-up (`Leave`, `Announce`, `Detach`, `Linger`).
     Gone,
+    /// The client has closed the connection of its own accord, so that others need not wait for it. Otherwise like
+    /// [`Input::Gone`].
+    Left,
 }
 
 /// Everything a session can ask of its driver.
@@ -130,6 +142,22 @@ pub enum Output {
     VerifyConnection {
         /// The compact JWT.
         token: String,
+    },
+    /// Look up what the client left behind, for a connection that asked for a session that outlives it. Comes once, when
+    /// the user is known and before [`Output::Established`]. Answer: [`Input::Resumed`].
+    Resume {
+        /// Who it is. Another user's session is not to be found.
+        user: UserId,
+        /// Its connection info, to be kept.
+        info: Bytes,
+    },
+    /// The connection of a session ends: this is what it had, to be kept for its return. Comes once, before the
+    /// clean-up.
+    Detach(Vec<Kept>),
+    /// Keep the client's presence entry for the time in which it may come back. Whoever ends it announces the leave.
+    Linger {
+        /// The channel.
+        channel: ChannelName,
     },
     /// Verify the token of a `refresh` command. Answer: [`Input::RefreshVerified`].
     VerifyRefresh {
@@ -219,6 +247,43 @@ pub enum Output {
     /// Close the socket with this code after everything sent before was flushed (3008: without). Comes at most once,
     /// and nothing but clean-up follows.
     Close(CloseCode),
+}
+
+/// What became of the wish for a session that outlives its connections.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Resumption {
+    /// There is none: when the connection ends, the client is gone.
+    Without,
+    /// There is one from now on.
+    Fresh,
+    /// The client is back.
+    Back(Box<Back>),
+}
+
+/// What a client that comes back has again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Back {
+    /// Its id, as before.
+    pub client: ClientId,
+    /// The subscriptions that the server API had given it.
+    pub subscriptions: Vec<ServerSubscribe>,
+}
+
+/// One subscription as it is kept for the client's return.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// The channel.
+    pub channel: ChannelName,
+    /// It has a presence entry.
+    pub presence: bool,
+    /// Made by the server API rather than by the client or its token: nobody else would make it again.
+    pub dynamic: bool,
+    /// What the client is called in this channel, beside its connection info.
+    pub info: Bytes,
+    /// When it ends, grace included; `None` never.
+    pub ends: Option<Tick>,
+    /// The properties that it has, whoever decided on them.
+    pub overrides: Overrides,
 }
 
 /// What a token is for.

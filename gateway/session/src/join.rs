@@ -13,7 +13,7 @@ use crate::deadlines::{expiry_tick, ttl};
 use crate::error::ClientError;
 use crate::io::{Join, Joined, OperationError, Output, SubscriptionOptions};
 use crate::plan::{Wish, plan};
-use crate::session::{Hub, Session, push, reply, unsubscribe_body};
+use crate::session::{Hub, Session, Tie, push, reply, unsubscribe_body};
 use crate::settings::{Context, Settings};
 use crate::subscriptions::{Entry, Flags, with_chan_info, with_conn_info};
 use crate::time::Now;
@@ -62,6 +62,8 @@ pub(crate) struct PendingJoin {
 pub(crate) struct Permit {
     pub channel: ChannelName,
     pub origin: Origin,
+    /// The server API wants it.
+    pub dynamic: bool,
     pub wish: Wish,
     pub options: SubscriptionOptions,
     pub expire_at: Option<i64>,
@@ -135,10 +137,11 @@ impl Session {
 
     /// Asks the hub for a subscription.
     pub(crate) fn join(&mut self, ctx: &Context<'_>, options: &ChannelOptions, permit: Permit, out: &mut Vec<Output>) {
-        let Permit { channel, origin, wish, options: granted, expire_at } = permit;
+        let Permit { channel, origin, dynamic, wish, options: granted, expire_at } = permit;
         let connection_info = self.known_info().clone();
         let plan = plan(options, granted.overrides, &wish, self.caller(ctx, &connection_info, &channel));
         let flags = plan.flags.with(Flags::SERVER_SIDE, !matches!(origin, Origin::Command(_)));
+        let flags = flags.with(Flags::DYNAMIC, dynamic);
         let info = with_chan_info(&connection_info, granted.info);
         let recovering = plan.recover.is_some();
         out.push(Output::Join(Join {
@@ -153,6 +156,17 @@ impl Session {
         let data = granted.data;
         let join = PendingJoin { origin, stage: JoinStage::Joining, data, expire_at, ..join };
         self.reserve(join);
+    }
+
+    /// The client was a member of a channel that it joins, as others see it: no join is due, but a leave will be.
+    pub(crate) fn adopted(&mut self, channel: &str) {
+        let joins = self.pending.as_mut().map(|pending| pending.joins.iter_mut());
+        let mut joins = joins.into_iter().flatten().filter(|join| join.stage == JoinStage::Joining);
+        if let Some(join) = joins.find(|join| &*join.channel == channel)
+            && join.flags.has(Flags::JOIN_LEAVE)
+        {
+            join.flags.set(Flags::ANNOUNCED);
+        }
     }
 
     /// Keeps a channel for a subscription being made.
@@ -193,9 +207,16 @@ impl Session {
     }
 
     fn join_failed(&mut self, join: &PendingJoin, error: ClientError, out: &mut Vec<Output>) {
-        if join.flags.has(Flags::PRESENCE) {
-            // The entry may have been added before the failure, and removing one that is not there does no harm.
+        // The entry may have been added before the failure, and removing one that is not there does no harm.
+        let lingers = join.flags.has(Flags::PRESENCE) && self.tie == Tie::Parted;
+        if lingers {
+            out.push(Output::Linger { channel: join.channel.clone() });
+        } else if join.flags.has(Flags::PRESENCE) {
             out.push(Output::Leave { channel: join.channel.clone(), hub: false, presence: true });
+        }
+        if !lingers && join.flags.has(Flags::ANNOUNCED) {
+            let info = join.info.as_ref().unwrap_or_else(|| self.known_info()).clone();
+            out.push(Output::Announce { channel: join.channel.clone(), info, joined: false });
         }
         match join.origin {
             Origin::Command(id) => reply(id, error, out),
@@ -221,7 +242,7 @@ impl Session {
         let expiry = expiry_tick(now, join.expire_at, ctx.settings.subscription_grace(options));
         let entry = Entry::new(join.channel.clone(), join.flags, join.info.take(), expiry);
         if join.origin == Origin::Abandoned {
-            return self.leave(entry, Hub::Leave, out);
+            return self.part(entry, Hub::Leave, self.tie == Tie::Parted, out);
         }
         let client_refreshes = options.is_none_or(|options| options.sub_refresh_proxy.is_none());
         let result = join.result(ctx.settings, now, &joined, client_refreshes);

@@ -40,7 +40,8 @@ impl Session {
             ..Wish::default()
         });
         let granted = SubscriptionOptions { info, data, overrides };
-        self.join(ctx, options, Permit { channel, origin: Origin::Server, wish, options: granted, expire_at }, out);
+        let (origin, dynamic) = (Origin::Server, true);
+        self.join(ctx, options, Permit { channel, origin, dynamic, wish, options: granted, expire_at }, out);
     }
 
     /// A subscribe push cannot carry publications, so recovered ones follow it one by one.

@@ -12,7 +12,7 @@ use crate::close::CloseCode;
 use crate::connect::Connecting;
 use crate::deadlines::Deadlines;
 use crate::error::{ClientError, UnsubscribeCode};
-use crate::io::{Input, Output, TokenPurpose};
+use crate::io::{Input, Kept, Output, TokenPurpose};
 use crate::join::{JoinStage, Origin, PendingJoin};
 use crate::permissions::Caller;
 use crate::quota::{Quota, Verdict};
@@ -46,6 +46,19 @@ pub(crate) enum Phase {
     Closed,
 }
 
+/// How a connection stands to a session that outlives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Tie {
+    /// There is none.
+    None,
+    /// The client asked for one.
+    Wanted,
+    /// It has one.
+    Held,
+    /// It had one, and may come back to it.
+    Parted,
+}
+
 /// The protocol state of one client, as a pure state machine: inputs and the time go in, outputs and the next deadline
 /// come out. It does no IO, reads no clock and holds no lock, so every behaviour can be had in a test.
 ///
@@ -73,6 +86,7 @@ pub struct Session {
     /// The proxy was asked whether the connection may go on.
     pub(crate) refreshing: bool,
     pub(crate) phase: Phase,
+    pub(crate) tie: Tie,
 }
 
 /// What is under way. Every part is bounded: the queue by `commands_queued`, the joins by `channels_per_connection`.
@@ -137,7 +151,14 @@ impl Session {
             pings_unanswered: 0,
             refreshing: false,
             phase: Phase::Fresh,
+            tie: Tie::None,
         }
+    }
+
+    /// The same for a client that asks for a session that outlives its connections (design section 4): once its user is
+    /// known, [`Output::Resume`] asks what it left behind.
+    pub fn resumable(ctx: &Context<'_>, now: Now, client: ClientId) -> Self {
+        Self { tie: Tie::Wanted, ..Self::new(ctx, now, client) }
     }
 
     /// Takes one input and appends what has to be done about it to `out`, to be carried out in that order.
@@ -157,6 +178,8 @@ impl Session {
             Input::Undecodable => self.close(CloseCode::BadRequest, out),
             Input::Deadline => self.deadline(ctx, now, out),
             Input::ConnectionVerified(result) => self.connection_verified(ctx, now, result, out),
+            Input::Resumed(resumption) => self.resumed(ctx, now, resumption, out),
+            Input::Adopted { channel } => self.adopted(&channel),
             Input::RefreshVerified { id, result } => self.refresh_verified(ctx, now, id, result, out),
             Input::SubscriptionVerified { id, purpose: TokenPurpose::Subscribe, channel, result } => {
                 self.subscription_verified(ctx, now, id, &channel, result, out);
@@ -180,7 +203,8 @@ impl Session {
             Input::Close(code) => self.close(code, out),
             Input::CloseWhenAnswered(code) => self.close_when_answered(ctx, now, code, out),
             Input::PositionLost { channel } => self.position_lost(&channel, out),
-            Input::Gone => self.clean_up(out),
+            Input::Gone => self.clean_up(self.tie == Tie::Held, out),
+            Input::Left => self.clean_up(false, out),
         }
         self.run_queue(ctx, out);
         self.close_if_answered(out);
@@ -429,16 +453,18 @@ impl Session {
     /// Closes the connection, once, and cleans up.
     pub(crate) fn close(&mut self, code: CloseCode, out: &mut Vec<Output>) {
         if self.phase != Phase::Closed {
+            let may_return = self.tie == Tie::Held && code.reconnect();
             out.push(Output::Close(code));
-            self.clean_up(out);
+            self.clean_up(may_return, out);
         }
     }
 
     /// Leaves every channel. Joins in flight are left when their answer comes.
-    fn clean_up(&mut self, out: &mut Vec<Output>) {
+    fn clean_up(&mut self, may_return: bool, out: &mut Vec<Output>) {
         self.phase = Phase::Closed;
+        self.detach(may_return, out);
         for entry in self.subs.take() {
-            self.leave(entry, Hub::Leave, out);
+            self.part(entry, Hub::Leave, may_return, out);
         }
         self.abandon_joins();
         if let Some(pending) = &mut self.pending {
@@ -462,13 +488,35 @@ impl Session {
         }
     }
 
+    /// Hands over what is kept for the client's return, once.
+    fn detach(&mut self, may_return: bool, out: &mut Vec<Output>) {
+        if self.tie == Tie::Held {
+            out.push(Output::Detach(self.kept()));
+            self.tie = if may_return { Tie::Parted } else { Tie::None };
+        }
+    }
+
+    /// Every active subscription, as it is kept for the client's return.
+    pub fn kept(&self) -> Vec<Kept> {
+        self.subs.iter().map(Entry::kept).collect()
+    }
+
     /// Undoes one subscription that was taken out of the table.
     pub(crate) fn leave(&self, entry: Entry, hub: Hub, out: &mut Vec<Output>) {
-        let presence = entry.flags.has(Flags::PRESENCE);
+        self.part(entry, hub, false, out);
+    }
+
+    /// The same for a client that may come back: its presence entry, if it has one, stays for a while, and so does what
+    /// others know of it.
+    pub(crate) fn part(&self, entry: Entry, hub: Hub, may_return: bool, out: &mut Vec<Output>) {
+        let has_presence = entry.flags.has(Flags::PRESENCE);
+        let (presence, lingers) = (has_presence && !may_return, has_presence && may_return);
         if hub == Hub::Leave || presence {
             out.push(Output::Leave { channel: entry.channel.clone(), hub: hub == Hub::Leave, presence });
         }
-        if entry.flags.has(Flags::ANNOUNCED) {
+        if lingers {
+            out.push(Output::Linger { channel: entry.channel });
+        } else if entry.flags.has(Flags::ANNOUNCED) {
             let info = entry.info().unwrap_or_else(|| self.known_info()).clone();
             out.push(Output::Announce { channel: entry.channel, info, joined: false });
         }
@@ -485,12 +533,16 @@ impl Session {
     }
 
     fn position_lost(&mut self, channel: &str, out: &mut Vec<Output>) {
-        let Some(entry) = self.subs.remove(channel) else { return };
+        let Some(entry) = self.subs.get(channel) else { return };
         if entry.flags.has(Flags::SERVER_SIDE) {
+            let may_return = self.tie == Tie::Held;
             out.push(Output::Close(CloseCode::InsufficientState));
-            self.leave(entry, Hub::HasLeft, out);
-            self.clean_up(out);
-        } else {
+            self.detach(may_return, out);
+            if let Some(entry) = self.subs.remove(channel) {
+                self.part(entry, Hub::HasLeft, may_return, out);
+            }
+            self.clean_up(may_return, out);
+        } else if let Some(entry) = self.subs.remove(channel) {
             let code = UnsubscribeCode::InsufficientState;
             let channel = entry.channel.clone();
             self.leave(entry, Hub::HasLeft, out);

@@ -59,8 +59,10 @@ impl Session {
             let channel = ChannelName::from(request.channel);
             match decision {
                 Decision::Allowed => {
-                    let (origin, granted) = (Origin::Command(id), SubscriptionOptions::default());
-                    self.join(ctx, options, Permit { channel, origin, wish, options: granted, expire_at: None }, out);
+                    let granted = SubscriptionOptions::default();
+                    let (origin, dynamic, expire_at) = (Origin::Command(id), false, None);
+                    let permit = Permit { channel, origin, dynamic, wish, options: granted, expire_at };
+                    self.join(ctx, options, permit, out);
                 }
                 Decision::Ask(proxy) => {
                     self.reserve(PendingJoin::verifying(channel.clone(), id, wish));
@@ -160,7 +162,8 @@ impl Session {
         // Looked up again, because a reload may have come in between.
         let options = ctx.channels.resolve(&join.channel)?;
         let PendingJoin { channel, wish, ended, .. } = join;
-        let permit = Permit { channel, origin: Origin::Command(id), wish, options: granted, expire_at };
+        let (origin, dynamic) = (Origin::Command(id), false);
+        let permit = Permit { channel, origin, dynamic, wish, options: granted, expire_at };
         self.join(ctx, options, permit, out);
         if let Some(join) = self.pending_mut().joins.last_mut() {
             join.ended = ended;

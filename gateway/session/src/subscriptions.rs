@@ -5,11 +5,12 @@ use std::sync::Arc;
 use backplane::{ChannelName, ClientInfo};
 use bytes::Bytes;
 
+use crate::io::{Kept, Overrides};
 use crate::time::Tick;
 
 /// Properties of a subscription, one bit each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Flags(u8);
+pub(crate) struct Flags(u16);
 
 impl Flags {
     /// Made by a token or the server; a lost position closes the connection.
@@ -28,6 +29,8 @@ impl Flags {
     pub const PUSH_JOIN_LEAVE: Self = Self(1 << 6);
     /// It has expired, and a proxy is asked whether it may go on.
     pub const REFRESHING: Self = Self(1 << 7);
+    /// Made by the server API.
+    pub const DYNAMIC: Self = Self(1 << 8);
 
     pub fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
@@ -87,6 +90,26 @@ impl Entry {
 
     pub fn expiry(&self) -> Tick {
         self.extra.as_ref().map_or(Tick::NEVER, |extra| extra.expiry)
+    }
+
+    /// What is kept of it for the client's return.
+    pub fn kept(&self) -> Kept {
+        let has = |flag| Some(self.flags.has(flag));
+        let expiry = self.expiry();
+        Kept {
+            channel: self.channel.clone(),
+            presence: self.flags.has(Flags::PRESENCE),
+            dynamic: self.flags.has(Flags::DYNAMIC),
+            info: self.info().map(|info| info.chan_info.clone()).unwrap_or_default(),
+            ends: (expiry != Tick::NEVER).then_some(expiry),
+            overrides: Overrides {
+                presence: has(Flags::PRESENCE),
+                join_leave: has(Flags::JOIN_LEAVE),
+                force_recovery: has(Flags::RECOVERABLE),
+                force_positioning: has(Flags::POSITIONED),
+                force_push_join_leave: has(Flags::PUSH_JOIN_LEAVE),
+            },
+        }
     }
 
     /// Carries a new connection info over to the info of this subscription.
@@ -178,6 +201,11 @@ impl<'a> Subscription<'a> {
     /// Made by a token, a connect request or the server API rather than by a subscribe command.
     pub fn is_server_side(&self) -> bool {
         self.0.flags.has(Flags::SERVER_SIDE)
+    }
+
+    /// Made by the server API.
+    pub fn is_dynamic(&self) -> bool {
+        self.0.flags.has(Flags::DYNAMIC)
     }
 
     /// The hub keeps its position and repairs or reports lost publications.

@@ -12,6 +12,7 @@ use super::outcome::Outcome;
 use super::publish;
 use super::reads;
 use super::request::{InfoRequest, Method, RpcRequest, parse};
+use super::sessions;
 use super::users;
 
 /// How many commands or channels of one request are in hand at a time, and after how many the request lets others run.
@@ -46,6 +47,8 @@ pub(super) async fn execute(
         Method::HistoryRemove => reads::history_remove(node, parse(params)?).await,
         Method::Channels => reads::channels(node, parse(params)?).await,
         Method::Info => info::info(node, parse::<InfoRequest>(params)?).await,
+        Method::SessionGet => sessions::get(node, &parse(params)?).await,
+        Method::SessionSet => sessions::set(node, &parse(params)?).await,
         Method::Rpc => rpc(&parse(params)?),
     };
     Ok(result?)

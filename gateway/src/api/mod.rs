@@ -1,7 +1,7 @@
 //! The server API over HTTP (protocol section 7), compatible with that of Centrifugo.
 //!
 //! Reading order: this page (routes, statuses and bodies), [`auth`] (keys), `request` (what comes in), `execute` (one
-//! command) with `publish`, `users`, `reads` and `info`, `batch` (several commands), `outcome` (what goes out), `error`.
+//! command) with `publish`, `users`, `reads`, `sessions` and `info`, `batch` (several commands), `outcome` (what goes out), `error`.
 //!
 //! A request is judged in this order: path (404), HTTP method (405), key (401), size (413), JSON (400), and then by the
 //! command, whose errors are told in an answer with status 200.
@@ -17,6 +17,7 @@ mod outcome;
 pub(crate) mod publish;
 mod reads;
 mod request;
+mod sessions;
 mod users;
 
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use super::error::ApiError;
 use super::info::NodeInfo;
 use super::request::{BASE64, Method};
+use crate::sessions::store::{StateWrite, View};
 
 /// The result of a command that was carried out.
 #[derive(Debug)]
@@ -37,6 +38,10 @@ pub enum Outcome {
     Channels(BTreeMap<ChannelName, usize>),
     /// The nodes.
     Info(Vec<NodeInfo>),
+    /// A session, if there is one.
+    Session(Option<View>),
+    /// What became of a state.
+    State(StateWrite),
 }
 
 impl Serialize for Outcome {
@@ -65,6 +70,19 @@ impl Serialize for Outcome {
             }
             Self::Channels(channels) => one(serializer, "channels", &ChannelsView(channels)),
             Self::Info(nodes) => one(serializer, "nodes", nodes),
+            Self::Session(view) => SessionView(view.as_ref()).serialize(serializer),
+            Self::State(write) => {
+                let (stored, exists, revision) = match write {
+                    StateWrite::Stored(revision) => (true, true, *revision),
+                    StateWrite::Conflict(revision) => (false, true, *revision),
+                    StateWrite::NoSession | StateWrite::TooLarge => (false, false, 0),
+                };
+                let mut map = serializer.serialize_map(Some(3))?;
+                map.serialize_entry("stored", &stored)?;
+                map.serialize_entry("exists", &exists)?;
+                map.serialize_entry("revision", &revision)?;
+                map.end()
+            }
         }
     }
 }
@@ -152,6 +170,29 @@ impl Serialize for PositionView<'_> {
         if let Some(position) = self.0 {
             map.serialize_entry("offset", &position.offset.0)?;
             map.serialize_entry("epoch", position.epoch.as_str())?;
+        }
+        map.end()
+    }
+}
+
+struct SessionView<'a>(Option<&'a View>);
+
+impl Serialize for SessionView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("exists", &self.0.is_some())?;
+        if let Some(view) = self.0 {
+            map.serialize_entry("client", &IdView(view.client))?;
+            map.serialize_entry("connected", &view.is_connected)?;
+            for (name, is_so) in [("forked", view.is_forked), ("revoked", view.is_revoked)] {
+                if is_so {
+                    map.serialize_entry(name, &true)?;
+                }
+            }
+            if let Some(state) = view.state.as_ref().and_then(|state| json(state.as_bytes())) {
+                map.serialize_entry("state", state)?;
+            }
+            map.serialize_entry("revision", &view.revision)?;
         }
         map.end()
     }

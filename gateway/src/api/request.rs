@@ -50,13 +50,17 @@ pub enum Method {
     Channels,
     /// What the nodes are doing.
     Info,
+    /// Read a session of a user.
+    SessionGet,
+    /// Set the application's state in a session.
+    SessionSet,
     /// Call an extension.
     Rpc,
 }
 
 impl Method {
     /// Every method, in the order of its declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Publish,
         Self::Broadcast,
         Self::Subscribe,
@@ -69,6 +73,8 @@ impl Method {
         Self::HistoryRemove,
         Self::Channels,
         Self::Info,
+        Self::SessionGet,
+        Self::SessionSet,
         Self::Rpc,
     ];
 
@@ -87,6 +93,8 @@ impl Method {
             Self::HistoryRemove => "history_remove",
             Self::Channels => "channels",
             Self::Info => "info",
+            Self::SessionGet => "session_get",
+            Self::SessionSet => "session_set",
             Self::Rpc => "rpc",
         }
     }
@@ -263,6 +271,27 @@ pub(super) struct ChannelsRequest<'a> {
 #[derive(Deserialize, Debug, Default)]
 #[serde(default)]
 pub(super) struct InfoRequest {}
+
+#[derive(Deserialize, Debug, Default)]
+#[serde(default)]
+pub(super) struct SessionGetRequest<'a> {
+    #[serde(borrow)]
+    pub user: Text<'a>,
+    #[serde(borrow)]
+    pub session: Text<'a>,
+}
+
+#[derive(Deserialize, Debug, Default)]
+#[serde(default)]
+pub(super) struct SessionSetRequest<'a> {
+    #[serde(borrow)]
+    pub user: Text<'a>,
+    #[serde(borrow)]
+    pub session: Text<'a>,
+    #[serde(borrow)]
+    pub state: Option<&'a RawValue>,
+    pub revision: Option<u64>,
+}
 
 #[derive(Deserialize, Debug, Default)]
 #[serde(default)]

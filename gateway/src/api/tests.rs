@@ -11,8 +11,8 @@ use auth::{Verifier, VerifierConfig};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use backplane::HistoryOptions;
 use backplane::memory::{MemoryBackplane, MemoryLimits};
+use backplane::{HistoryOptions, NodeId};
 use parking_lot::Mutex;
 use serde_json::Value;
 use session::{ChannelOptions, ChannelSyntax, Channels, DataFormat, Settings};
@@ -24,6 +24,8 @@ use super::{Api, ApiLimits, BODY_TIMEOUT, build};
 use crate::config::origin::OriginRule;
 use crate::node::{Node, NodeOptions, Runtime};
 use crate::proxy::Proxies;
+use crate::sessions::SessionSettings;
+use crate::sessions::store::Sessions;
 use crate::shard::IoLimits;
 use crate::shard::command::{Action, Applied, Command, Survey, Target};
 use crate::shard::inbox::{Inbox, InboxLimits, Item};
@@ -67,8 +69,9 @@ impl Fixture {
         let inbox = Arc::new(Inbox::new(InboxLimits::default()));
         let told = Arc::new(Mutex::new(Told::default()));
         let backplane = Arc::new(MemoryBackplane::new(memory));
-        let node =
-            Node::new("test".to_owned(), backplane, vec![inbox.clone()], runtime(&[KEY]), NodeOptions::default());
+        let options = NodeOptions::default();
+        let node = Node::new("test".to_owned(), backplane.clone(), vec![inbox.clone()], runtime(&[KEY]), options);
+        node.set_sessions(Sessions::new(backplane, NodeId(node.uid)));
         let mut api =
             Api { node: node.clone(), limits: ApiLimits::default(), body_timeout: BODY_TIMEOUT, meters: Meters::new() };
         change(&mut api);
@@ -136,6 +139,7 @@ pub(crate) fn runtime(keys: &[&str]) -> Runtime {
         verifier: Verifier::new(&VerifierConfig::default()).unwrap(),
         limits: protocol::Limits::default(),
         io: IoLimits { message_bytes: 65_536, queue_bytes: 1 << 20 },
+        sessions: SessionSettings::default(),
         origins: OriginRule::default(),
         api: ApiKeys::new(keys, false),
         proxies: Proxies::new(&Default::default(), None).unwrap(),
@@ -159,7 +163,7 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Told>>) {
                     done.send(told.answer).unwrap();
                 }
                 Command::Survey { done } => done.send(told.survey.clone()).unwrap(),
-                Command::Drain { .. } => panic!("the API does not drain"),
+                Command::TakeOver { .. } | Command::Drain { .. } => panic!("the API does not ask for this"),
             }
         }
     }

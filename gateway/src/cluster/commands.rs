@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backplane::{Backplane, BackplaneError, ChannelName, Members, NewPublication, NodeId, PublishOptions};
+use backplane::{
+    Backplane, BackplaneError, ChannelName, ClientId, Members, NewPublication, NodeId, PublishOptions, UserId,
+};
 use metrics::{Counter, counter};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -18,6 +20,10 @@ use crate::shard::command::{Action, Applied, Target};
 
 /// How long a caller waits for the answers of all nodes (design section 5).
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a client that comes back waits for its former node. A round trip over the backplane takes some milliseconds;
+/// a node that died a moment ago does not answer, and each of its clients waits this long.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How long the list of nodes is used again. A node that started since has no connections that matter to a command
 /// given before, and carries it out all the same.
@@ -117,6 +123,32 @@ impl Commands {
         let mut infos: Vec<NodeInfo> = infos.collect();
         infos.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
         Ok(infos)
+    }
+
+    /// Has another node close the connection of a session; true if it had one. A node that is gone has none, and one that
+    /// does not answer is not waited for.
+    pub async fn take_over(&self, from: NodeId, user: &UserId, client: ClientId, generation: u64) -> bool {
+        match self.alive().await {
+            Ok(alive) if alive.contains(&from) => {}
+            _ => return false,
+        }
+        let id = rand::random();
+        let (done, answered) = oneshot::channel();
+        let question = Pending { missing: HashSet::from([from]), results: Vec::new(), done: Some(done) };
+        self.pending.lock().insert(id, question);
+        let _forget = Forget { commands: self, id };
+        let request = Request::TakeOver { user: user.as_str().to_owned(), client: client.0, generation };
+        let data = encode(&Call::new(id, self.node, request));
+        let publication = NewPublication { data, ..NewPublication::default() };
+        let asked = self.backplane.publish(&answers_channel(from), publication, PublishOptions::default()).await;
+        if let Err(error) = asked {
+            tracing::debug!(%error, "another node could not be told of a takeover");
+            return false;
+        }
+        // Whether it completes or not, what there is decides.
+        let _ = tokio::time::timeout(TAKE_OVER_TIMEOUT, answered).await;
+        let Some(question) = self.pending.lock().remove(&id) else { return false };
+        question.results.iter().any(|result| matches!(result, WireResult::Applied { matched, .. } if *matched > 0))
     }
 
     /// An answer has come.

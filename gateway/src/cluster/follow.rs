@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backplane::{
-    Backplane, BackplaneError, ChannelName, Delivery, HistoryQuery, NodeId, Offset, Previous, Publication,
-    StreamPosition,
+    Backplane, BackplaneError, ChannelName, ClientId, Delivery, HistoryQuery, NodeId, Offset, Previous, Publication,
+    StreamPosition, UserId,
 };
 use metrics::{Counter, counter};
 use tokio::task::JoinHandle;
@@ -19,7 +19,7 @@ use super::{COMMANDS_KEPT, answers_channel, commands_channel, digest_channel};
 use crate::api::glob::Glob;
 use crate::metrics::COMMAND_GAPS;
 use crate::node::Node;
-use crate::shard::command::Action;
+use crate::shard::command::{Action, Applied};
 
 /// How often the position is compared with the backplane's although nothing seems missing.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
@@ -77,6 +77,7 @@ impl Follower {
     /// Follows for ever. Answers and digests are taken by a task of their own, so that they do not wait behind commands.
     pub async fn run(mut self) {
         let _listening = AbortOnDrop(tokio::spawn(listen(
+            self.node.clone(),
             self.inbox.clone(),
             self.commands.clone(),
             self.roster.clone(),
@@ -205,7 +206,13 @@ async fn channels(node: &Node, pattern: &str) -> Result<WireResult, String> {
 }
 
 /// Takes answers and digests as they come. What is lost of them is missed by nobody for long.
-async fn listen(inbox: Arc<ClusterInbox>, commands: Arc<Commands>, roster: Arc<Roster>, answers: ChannelName) {
+async fn listen(
+    node: Arc<Node>,
+    inbox: Arc<ClusterInbox>,
+    commands: Arc<Commands>,
+    roster: Arc<Roster>,
+    answers: ChannelName,
+) {
     loop {
         inbox.others.ready().await;
         for (channel, delivery) in inbox.others.take().deliveries {
@@ -214,12 +221,30 @@ async fn listen(inbox: Arc<ClusterInbox>, commands: Arc<Commands>, roster: Arc<R
                 roster.heard(&publication.data);
                 continue;
             }
-            match Answer::decode(&publication.data) {
-                Ok(answer) => commands.answered(answer),
-                Err(error) => tracing::warn!(%error, "an answer of another node is not understood"),
+            match (Answer::decode(&publication.data), Call::decode(&publication.data)) {
+                (Ok(answer), _) => commands.answered(answer),
+                (Err(_), Ok(call)) => asked(&node, &commands, call),
+                (Err(error), Err(_)) => tracing::warn!(%error, "an answer of another node is not understood"),
             }
         }
     }
+}
+
+/// What is asked of this node only, beside the answers for it.
+fn asked(node: &Arc<Node>, commands: &Arc<Commands>, call: Call) {
+    let (node, commands) = (node.clone(), commands.clone());
+    tokio::spawn(async move {
+        let result = match call.request {
+            Request::TakeOver { user, client, generation } => {
+                match node.take_over_here(&UserId::from(user), ClientId(client), generation).await {
+                    Ok(found) => Applied { matched: usize::from(found), already_subscribed: 0 }.into(),
+                    Err(error) => WireResult::Failed(error.to_string()),
+                }
+            }
+            _ => WireResult::Failed("not asked of one node by this version".to_owned()),
+        };
+        commands.answer(NodeId(call.from), Answer::new(call.id, NodeId(node.uid), result)).await;
+    });
 }
 
 struct AbortOnDrop(JoinHandle<()>);

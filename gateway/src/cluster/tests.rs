@@ -71,6 +71,9 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Vec<Action>>>) {
                     let survey = Survey { channels: channels.into(), ..Survey::default() };
                     let _ = done.send(survey);
                 }
+                Command::TakeOver { generation, done, .. } => {
+                    let _ = done.send(generation == 7);
+                }
                 Command::Drain { .. } => panic!("nobody drains"),
             }
         }

@@ -41,6 +41,8 @@ pub(super) enum Request {
     Channels { pattern: String },
     /// What the node is doing.
     Info {},
+    /// Close the connection that has a session. Asked of one node only.
+    TakeOver { user: String, client: Uuid, generation: u64 },
     /// One that this version does not know.
     #[default]
     Unknown,

@@ -42,6 +42,7 @@ pub use secret::Secret;
 pub use server::{Api, ApiListen, Drain, Handshake, Hub, Internal, Limits, Log, LogFormat, Tls};
 
 use crate::admission::AdmissionSettings;
+use crate::sessions::SessionSettings;
 use crate::transport::client_address::AddressRules;
 use reader::{Context, Section};
 use tree::{Node, Origin, Table, overlay};
@@ -103,6 +104,8 @@ pub struct Config {
     pub addresses: AddressRules,
     /// Delivery on this node.
     pub hub: Hub,
+    /// Sessions that outlive a connection.
+    pub session: SessionSettings,
     /// What carries publications between nodes.
     pub backplane: Backplane,
     /// Bounds of the embedded backplane.
@@ -289,6 +292,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         admission: server::admission(&mut root),
         addresses: server::client_address(&mut root),
         hub: server::hub(&mut root),
+        session: server::session(&mut root, dev),
         backplane,
         memory,
         drain: server::drain(&mut root, dev),

@@ -15,6 +15,7 @@ use super::units::show_duration;
 use super::values::read_file;
 use crate::admission::AdmissionSettings;
 use crate::drain::DrainTimes;
+use crate::sessions::SessionSettings;
 use crate::transport::client_address::{AddressHeader, AddressRules};
 use crate::transport::network::Network;
 
@@ -299,6 +300,21 @@ pub(super) fn hub(root: &mut Section<'_>) -> Hub {
         queue_len: section.count("queue_len", 65_536, 64..=16_777_216),
         queue_bytes: section.size("queue_bytes", 64 << 20, 1 << 20..=16 << 30),
     }
+}
+
+pub(super) fn session(root: &mut Section<'_>, dev: bool) -> SessionSettings {
+    let defaults = SessionSettings::default();
+    let mut section = root.section("session");
+    let settings = SessionSettings {
+        enabled: section.flag("enabled", defaults.enabled),
+        ttl: section.duration("ttl", defaults.ttl, 10 * SECOND..=24 * HOUR),
+        presence_grace: section.duration("presence_grace", defaults.presence_grace, SECOND..=10 * MINUTE),
+        anonymous: section.flag("anonymous", dev),
+    };
+    if settings.presence_grace > settings.ttl {
+        section.problem("presence_grace", "must not be longer than session.ttl: nobody could come back to it");
+    }
+    settings
 }
 
 pub(super) fn memory(backplane: &mut Section<'_>) -> MemoryLimits {

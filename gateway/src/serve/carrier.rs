@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use backplane::memory::{MemoryBackplane, MemoryLimits};
 use backplane::nats::{NatsBackplane, NatsConfig};
 use backplane::redis::{RedisBackplane, RedisConfig};
-use backplane::{Backplane, BackplaneError, Members};
+use backplane::{Backplane, BackplaneError, Members, SessionStore};
 
 use crate::config::BackplaneKind;
 
@@ -58,6 +58,13 @@ impl Carrier {
             Self::Memory(memory) => memory.clone(),
             Self::Redis(redis) => redis.clone(),
             Self::Nats(nats) => nats.clone(),
+        }
+    }
+
+    pub(super) fn sessions(&self) -> Arc<dyn SessionStore> {
+        match self {
+            Self::Memory(memory) => memory.clone(),
+            Self::Redis(redis) => redis.clone(),
         }
     }
 

@@ -117,6 +117,8 @@ pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHa
     }
     let goodbye = async {
         reporting.abort();
+        // Before the lease is released: until then entries that linger are not this node's any more.
+        node.tidied().await;
         roster.leave().await;
         carrier.close().await;
     };

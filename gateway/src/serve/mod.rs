@@ -20,12 +20,14 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use axum::Router;
+use backplane::NodeId;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::LocalSet;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::hub::HubSettings;
 use crate::node::Node;
+use crate::sessions::store::Sessions;
 use crate::shard::Shard;
 use crate::shard::inbox::Inbox;
 use crate::transport::accept::{self, Acceptor, AcceptorOptions};
@@ -81,6 +83,7 @@ fn start(
 ) -> Result<Started> {
     let inboxes: Vec<_> = (0..options.shards).map(|_| Arc::new(Inbox::new(options.inbox))).collect();
     let node = Node::new(options.name, carrier.streams(), inboxes.clone(), options.runtime, options.node);
+    node.set_sessions(Sessions::new(carrier.sessions(), NodeId(node.uid)));
 
     // A bug in one request costs that request, not the connection it shares with others.
     let api = crate::api::router(node.clone(), options.api).layer(CatchPanicLayer::new());

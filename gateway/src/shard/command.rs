@@ -45,6 +45,17 @@ pub enum Action {
     Refresh(Refresh),
 }
 
+impl Action {
+    /// Whether sessions of the user that nobody is connected to are not to be resumed after it: what they had may have
+    /// been taken away by it.
+    pub fn revokes(&self) -> bool {
+        match self {
+            Self::Subscribe(_) => false,
+            Self::Unsubscribe(_) | Self::Disconnect(_) | Self::Refresh(_) => true,
+        }
+    }
+}
+
 /// How many connections an action met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Applied {
@@ -85,6 +96,17 @@ pub enum Command {
         action: Arc<Action>,
         /// The answer.
         done: oneshot::Sender<Applied>,
+    },
+    /// Close the connection that has a session, because another one takes it over.
+    TakeOver {
+        /// Whose.
+        user: UserId,
+        /// The client of both.
+        client: ClientId,
+        /// Of the new connection; those of earlier generations are meant.
+        generation: u64,
+        /// Whether there was one; answered once it can do nothing any more.
+        done: oneshot::Sender<bool>,
     },
     /// Report what is here.
     Survey {

@@ -28,6 +28,7 @@ impl Shard {
                 // Nobody may be waiting for the answer any more; the action was asked for all the same.
                 let _ = done.send(self.apply(&target, &action));
             }
+            Command::TakeOver { user, client, generation, done } => self.take_over(&user, client, generation, done),
             Command::Survey { done } => {
                 let _ = done.send(self.survey());
             }
@@ -37,6 +38,11 @@ impl Shard {
 
     fn apply(self: &Rc<Self>, target: &Target, action: &Action) -> Applied {
         let mut applied = Applied::default();
+        if action.revokes() {
+            // What they may was said anew: by this action, or by being left alone.
+            let user = Target { user: target.user.clone(), client: None, except: Vec::new() };
+            self.targets(&user).iter().for_each(|connection| self.reauthorise_session(connection));
+        }
         for connection in self.targets(target) {
             applied.matched += 1;
             match action {
@@ -52,7 +58,10 @@ impl Shard {
                     let (channel, code, reason) = (channel.clone(), code.code(), code.reason());
                     self.input(&connection, Input::ServerUnsubscribe { channel, code, reason });
                 }
-                Action::Disconnect(code) => self.input(&connection, Input::CloseWhenAnswered(code.clone())),
+                Action::Disconnect(code) => {
+                    self.forget_session(&connection);
+                    self.input(&connection, Input::CloseWhenAnswered(code.clone()));
+                }
                 Action::Refresh(refresh) => {
                     let refresh = refresh.clone();
                     let input = Input::ServerRefresh {

@@ -28,6 +28,8 @@ pub struct Arrival {
     pub slot: Option<AddressSlot>,
     /// What proxies are to be told of its request.
     pub forwarded: Option<Box<Forwarded>>,
+    /// The id of the session that it asks for.
+    pub session: Option<Box<str>>,
 }
 
 /// How far a connection has come towards its end.

@@ -67,6 +67,8 @@ impl Shard {
                 Some(Work::Input(connection, input)) => self.feed(&connection, input),
                 Some(Work::Output(connection, output)) => self.carry_out(&connection, output),
                 Some(Work::Effect(effect)) => self.effect(effect),
+                // Nobody may be waiting any more.
+                Some(Work::Acknowledge(done)) => _ = done.send(true),
                 None if self.send_interest() => {}
                 None => return,
             }
@@ -108,7 +110,8 @@ impl Shard {
 
     /// Gives a session one input. Its replies are encoded at once, its other outputs follow in order.
     fn feed(self: &Rc<Self>, connection: &Rc<Connection>, input: Input) {
-        if matches!(input, Input::Joined { .. }) {
+        let is_joined = matches!(input, Input::Joined { .. });
+        if is_joined {
             connection.joins_in_flight.set(connection.joins_in_flight.get() - 1);
         }
         let mut outputs = std::mem::take(&mut *self.outputs.borrow_mut());
@@ -139,6 +142,9 @@ impl Shard {
             }
         }
         *self.outputs.borrow_mut() = outputs;
+        if is_joined && connection.joins_in_flight.get() == 0 && connection.phase.get() != Phase::Open {
+            self.joins_are_over(connection);
+        }
         if connection.phase.get() == Phase::Gone {
             self.release_if_over(connection);
             return;
@@ -182,6 +188,9 @@ impl Shard {
                 self.users.borrow_mut().insert(&info.user, connection.key.index);
                 self.meters.established();
             }
+            Output::Resume { user, info } => self.resume(connection, user, info),
+            Output::Detach(kept) => self.detach(connection, &kept),
+            Output::Linger { channel } => self.linger(channel, connection),
             Output::Join(join) => self.join(conn, join),
             Output::Leave { channel, hub, presence } => {
                 self.losses.borrow_mut().ended(connection.key, &channel);
@@ -195,8 +204,12 @@ impl Shard {
             }
             Output::Announce { channel, info, joined } => {
                 let event = if joined { PresenceEvent::Join(info) } else { PresenceEvent::Leave(info) };
-                let node = self.node.clone();
-                self.perform(async move { node.announce(&channel, event).await }, |_, _| {});
+                let (node, tidying) = (self.node.clone(), self.node.tidying());
+                let announced = async move {
+                    let _tidying = tidying;
+                    node.announce(&channel, event).await;
+                };
+                self.perform(announced, |_, ()| {});
             }
             Output::Publish { id, channel, data, info, options } => {
                 let node = self.node.clone();
@@ -274,8 +287,21 @@ impl Shard {
         };
         let backplane = self.node.backplane.clone();
         let channel = join.channel.clone();
-        self.perform(async move { backplane.add_presence(&channel, info).await }, move |shard, result| match result {
-            Ok(()) => shard.join_hub(&connection, &join),
+        let may_adopt = self.may_adopt(&connection);
+        let added = async move {
+            if may_adopt {
+                backplane.adopt_presence(&channel, info).await
+            } else {
+                backplane.add_presence(&channel, info).await.map(|()| false)
+            }
+        };
+        self.perform(added, move |shard, result| match result {
+            Ok(is_adopted) => {
+                if is_adopted {
+                    shard.feed(&connection, Input::Adopted { channel: join.channel.clone() });
+                }
+                shard.join_hub(&connection, &join);
+            }
             Err(error) => {
                 let result = Err(unavailable(error));
                 shard.enqueue(Work::Input(connection, Input::Joined { channel: join.channel, result }));
@@ -290,11 +316,30 @@ impl Shard {
     }
 
     fn remove_presence(self: &Rc<Self>, channel: ChannelName, connection: &Connection) {
-        let backplane = self.node.backplane.clone();
+        let (backplane, tidying) = (self.node.backplane.clone(), self.node.tidying());
         let client = connection.session.borrow().client();
-        self.perform(async move { backplane.remove_presence(&channel, client).await }, |_, result| {
+        let removed = async move {
+            let _tidying = tidying;
+            backplane.remove_presence(&channel, client).await
+        };
+        self.perform(removed, |_, result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "a presence entry stays until its lease ends");
+            }
+        });
+    }
+
+    /// Keeps the presence entry of a client that may come back, also beyond the end of this process.
+    fn linger(self: &Rc<Self>, channel: ChannelName, connection: &Connection) {
+        let (backplane, tidying) = (self.node.backplane.clone(), self.node.tidying());
+        let (client, grace) = (connection.session.borrow().client(), self.node.runtime().sessions.presence_grace);
+        let lingers = async move {
+            let _tidying = tidying;
+            backplane.linger_presence(&channel, client, grace).await
+        };
+        self.perform(lingers, |_, result| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a presence entry lingers later than it should");
             }
         });
     }

@@ -17,6 +17,7 @@ mod losses;
 mod pass;
 mod perform;
 mod proxies;
+mod resume;
 mod users;
 pub mod wheel;
 
@@ -36,6 +37,7 @@ use self::connection::{Arrival, Connection, ConnectionTask, Phase};
 use self::inbox::Inbox;
 use self::interest::Gathered;
 use self::losses::Losses;
+use self::resume::Resumables;
 use self::users::Users;
 use self::wheel::Wheel;
 use crate::hub::shard_hub::HubCounters;
@@ -52,6 +54,9 @@ const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Entries for which a list that is used again keeps its memory.
 const SPARE_KEPT: usize = 1024;
+/// Codes of a client's own close frame that say that it will not come back: a call of `disconnect()` in the SDKs closes
+/// with 1000 or without a code, a browser that leaves a page with 1001.
+const GOODBYES: [u16; 3] = [1000, 1001, 1005];
 
 /// Sizes that the socket side of a connection needs on every event.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +72,8 @@ enum Work {
     Input(Rc<Connection>, Input),
     Output(Rc<Connection>, Output),
     Effect(Effect),
+    /// Tell whoever waits that what was queued before is done.
+    Acknowledge(tokio::sync::oneshot::Sender<bool>),
 }
 
 /// One core's worth of gateway. Lives on its own thread.
@@ -80,6 +87,7 @@ pub struct Shard {
     connections: RefCell<Slab<Rc<Connection>>>,
     next_generation: Cell<u32>,
     users: RefCell<Users>,
+    resumables: RefCell<Resumables>,
     losses: RefCell<Losses>,
     reads_under_way: Cell<usize>,
     reads_waiting: RefCell<VecDeque<Effect>>,
@@ -126,6 +134,7 @@ impl Shard {
             connections: RefCell::new(Slab::new()),
             next_generation: Cell::new(0),
             users: RefCell::default(),
+            resumables: RefCell::default(),
             losses: RefCell::new(Losses::new(hub.losses_per_tick)),
             reads_under_way: Cell::new(0),
             reads_waiting: RefCell::default(),
@@ -171,7 +180,9 @@ impl Shard {
     pub fn adopt(self: &Rc<Self>, stream: Stream, encoding: Encoding, first_bytes: &[u8], arrival: Arrival) {
         let now = self.now();
         let runtime = self.node.runtime();
-        let session = Session::new(&runtime.context(), now, backplane::ClientId::random());
+        let resumable = arrival.session.as_deref().filter(|_| runtime.sessions.enabled);
+        let new = if resumable.is_some() { Session::resumable } else { Session::new };
+        let session = new(&runtime.context(), now, backplane::ClientId::random());
         let generation = self.next_generation.get();
         self.next_generation.set(generation.wrapping_add(1));
         let connection = {
@@ -186,6 +197,9 @@ impl Shard {
             entry.insert(connection.clone());
             connection
         };
+        if let Some(id) = resumable {
+            self.resumables.borrow_mut().insert(connection.key.index, id);
+        }
         self.hub.borrow_mut().attach(connection.key);
         self.node.connection_opened();
         self.arm(&connection, now.tick);
@@ -200,16 +214,19 @@ impl Shard {
         if connection.phase.get() == Phase::Gone {
             return;
         }
-        connection.phase.set(Phase::Gone);
-        {
+        let was_open = connection.phase.replace(Phase::Gone) == Phase::Open;
+        let peer_close = {
             let mut io = connection.io.borrow_mut();
             io.socket = None;
             io.leftover = None;
-        }
+            io.reader.peer_close()
+        };
         connection.corked.take();
         connection.slot.take();
         self.unindex(connection);
-        self.input(connection, Input::Gone);
+        let said_goodbye = was_open && peer_close.is_some_and(|code| GOODBYES.contains(&code));
+        self.input(connection, if said_goodbye { Input::Left } else { Input::Gone });
+        self.end_resumable(connection, peer_close.filter(|_| !was_open));
         self.detach_from_hub(connection);
         self.node.connection_closed();
         self.release_if_over(connection);

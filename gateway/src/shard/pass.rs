@@ -60,6 +60,10 @@ impl Shard {
             }
             self.run();
             self.report();
+            if self.reported.borrow().ticks.is_multiple_of(10) {
+                self.tend_sessions();
+                self.run();
+            }
         }
     }
 

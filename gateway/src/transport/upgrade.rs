@@ -37,10 +37,16 @@ const JSON: &str = "centrifuge-json";
 /// `GET /connection/websocket`
 pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> Response {
     let address = request.extensions().get::<ClientAddress>().copied();
-    match accept(&node, address, &mut request) {
-        Ok(Accepted { upgrade, encoding, slot, response }) => {
+    // Taken out of the address here: it goes nowhere else, as addresses of sessions are not to be seen.
+    let session = crate::sessions::requested(request.uri().query().unwrap_or_default());
+    let accepted = session.map_err(|_| Refusal::BadSession).and_then(|session| {
+        let accepted = accept(&node, address, &mut request)?;
+        Ok((accepted, session))
+    });
+    match accepted {
+        Ok((Accepted { upgrade, encoding, slot, response }, session)) => {
             let forwarded = node.runtime().proxies.forwarded(request.headers());
-            let arrival = Arrival { slot, forwarded };
+            let arrival = Arrival { slot, forwarded, session };
             let Some(shard) = Shard::current() else {
                 return Refusal::NoShard.into_response();
             };
@@ -78,6 +84,7 @@ enum Refusal {
     BadVersion,
     BadKey,
     BadOrigin,
+    BadSession,
     NoShard,
 }
 
@@ -92,6 +99,7 @@ impl Refusal {
             Self::AddressRate => "address_rate",
             Self::NotAWebSocket | Self::BadMethod | Self::BadVersion | Self::BadKey => "bad_handshake",
             Self::BadOrigin => "bad_origin",
+            Self::BadSession => "bad_session",
             Self::NoShard => "internal",
         }
     }
@@ -113,6 +121,9 @@ impl IntoResponse for Refusal {
             Self::BadVersion => (StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is spoken here\n"),
             Self::BadKey => (StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64\n"),
             Self::BadOrigin => (StatusCode::FORBIDDEN, "this origin is not allowed to connect\n"),
+            Self::BadSession => {
+                (StatusCode::BAD_REQUEST, "session must be 8 to 64 of the characters A-Z a-z 0-9 _ -, given once\n")
+            }
             Self::NoShard => (StatusCode::INTERNAL_SERVER_ERROR, "not served by a shard\n"),
         };
         let mut response = (status, text).into_response();
@@ -126,7 +137,7 @@ impl IntoResponse for Refusal {
             Self::BadMethod => {
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             }
-            Self::NotAWebSocket | Self::BadKey | Self::BadOrigin | Self::NoShard => {}
+            Self::NotAWebSocket | Self::BadKey | Self::BadOrigin | Self::BadSession | Self::NoShard => {}
         }
         response
     }

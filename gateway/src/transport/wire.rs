@@ -32,9 +32,14 @@ pub enum Event {
 #[derive(Debug, Default)]
 pub struct Reader {
     context: Option<Box<WebSocketContext>>,
-    /// Bytes fed to the context that no message has accounted for.
-    unaccounted: usize,
+    /// Bytes fed to the context that no message has accounted for. More than fit here never come together.
+    unaccounted: u32,
+    /// The code of the peer's close frame.
+    peer_close: Option<u16>,
 }
+
+/// What stands for a close frame without a code (RFC 6455 7.1.5).
+const NO_CODE: u16 = 1005;
 
 /// A burst of reading: the fed bytes and the context that reads them.
 pub struct Burst<'a> {
@@ -49,9 +54,14 @@ pub struct Burst<'a> {
 impl Reader {
     /// Begins to read a piece of the stream. `at_end` tells that nothing follows it.
     pub fn burst<'a>(&'a mut self, data: &'a [u8], at_end: bool, message_bytes_max: usize) -> Burst<'a> {
-        self.unaccounted += data.len();
+        self.unaccounted = self.unaccounted.saturating_add(u32::try_from(data.len()).unwrap_or(u32::MAX));
         let context = self.context.take().unwrap_or_else(|| new_context(message_bytes_max));
         Burst { reader: self, context: Some(context), data, at_end, keep: false }
+    }
+
+    /// The code of the peer's close frame, if one has come; 1005 for one without a code.
+    pub fn peer_close(&self) -> Option<u16> {
+        self.peer_close
     }
 
     /// Starts the closing handshake: queues the close frame behind everything sent before. It is one small frame, sent
@@ -76,7 +86,10 @@ impl Burst<'_> {
                 Ok(Message::Binary(bytes)) => return self.message(bytes),
                 Ok(Message::Ping(payload) | Message::Pong(payload)) => self.account(payload.len()),
                 // The reply is sent by the next read, which then reports the end.
-                Ok(Message::Close(_)) => self.keep = true,
+                Ok(Message::Close(frame)) => {
+                    self.keep = true;
+                    self.reader.peer_close = Some(frame.map_or(NO_CODE, |frame| frame.code.into()));
+                }
                 Ok(Message::Frame(_)) => {}
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Event::Exhausted,
                 Err(error) => {
@@ -105,14 +118,16 @@ impl Burst<'_> {
             126..65536 => 2,
             _ => 8,
         };
-        self.reader.unaccounted = self.reader.unaccounted.saturating_sub(2 + length_bytes + 4 + payload_bytes);
+        let frame_bytes = u32::try_from(2 + length_bytes + 4 + payload_bytes).unwrap_or(u32::MAX);
+        self.reader.unaccounted = self.reader.unaccounted.saturating_sub(frame_bytes);
     }
 }
 
 impl Drop for Burst<'_> {
     fn drop(&mut self) {
         // The rest will be fed again.
-        self.reader.unaccounted = self.reader.unaccounted.saturating_sub(self.data.len());
+        let rest = u32::try_from(self.data.len()).unwrap_or(u32::MAX);
+        self.reader.unaccounted = self.reader.unaccounted.saturating_sub(rest);
         let context = self.context.take();
         let closing = context.as_ref().is_some_and(|context| !context.can_write());
         if self.keep || closing || self.reader.unaccounted != 0 {

@@ -239,6 +239,9 @@ impl Shard {
             }
             Output::Close(code) => self.start_close(key, code),
             Output::VerifyRefresh { .. }
+            | Output::Resume { .. }
+            | Output::Detach(_)
+            | Output::Linger { .. }
             | Output::VerifySubscription { .. }
             | Output::ReadPresence { .. }
             | Output::ReadPresenceStats { .. }

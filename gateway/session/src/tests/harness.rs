@@ -14,8 +14,8 @@ use protocol::{Encoding, Limits, Reply, decode_commands, encode_reply};
 use crate::Session;
 use crate::channels::{ChannelOptions, ChannelSyntax, Channels};
 use crate::io::{
-    ConnectionGrant, Input, Joined, OperationError, Output, Overrides, RecoverMode, SubscriptionGrant,
-    SubscriptionOptions, TokenError, TokenPurpose,
+    ConnectionGrant, Input, Joined, Kept, OperationError, Output, Overrides, RecoverMode, Resumption,
+    SubscriptionGrant, SubscriptionOptions, TokenError, TokenPurpose,
 };
 use crate::proxy::{ProxyCall, ProxyEvent};
 use crate::settings::{Context, Settings};
@@ -80,6 +80,28 @@ impl World {
     /// A world where `insecure` or anonymous clients are let in.
     pub fn anonymous() -> Self {
         Self::with(Settings { allow_anonymous: true, ..Settings::default() })
+    }
+
+    /// A connected user `u` with a session.
+    pub fn with_session() -> Self {
+        let mut world = Self::resumable();
+        world.send(r#"{"id":1,"connect":{"token":"t"}}"#);
+        world.give(Input::ConnectionVerified(Ok(grant("u"))));
+        world.give(Input::Resumed(Resumption::Fresh));
+        assert!(world.session.is_established());
+        world
+    }
+
+    /// A client that asks for a session.
+    pub fn resumable() -> Self {
+        Self::new().resuming()
+    }
+
+    /// This world with a client that asks for a session.
+    pub fn resuming(mut self) -> Self {
+        let ctx = Context { settings: &self.settings, channels: &self.channels };
+        self.session = Session::resumable(&ctx, self.now, self.session.client());
+        self
     }
 
     /// A connected user `u`.
@@ -251,6 +273,9 @@ pub fn show(output: &Output) -> String {
     match output {
         Output::Send(reply) => json(reply),
         Output::VerifyConnection { token } => format!("verify connection {token}"),
+        Output::Resume { user, .. } => format!("resume {user:?}"),
+        Output::Detach(kept) => format!("detach {}", kept.iter().map(show_kept).collect::<Vec<_>>().join(", ")),
+        Output::Linger { channel } => format!("linger {channel}"),
         Output::VerifyRefresh { id, token } => format!("verify refresh {id} {token}"),
         Output::VerifySubscription { id, purpose, channel, token } => {
             format!("verify {purpose:?} {id} {channel} {token}")
@@ -310,6 +335,11 @@ fn show_call(call: &ProxyCall) -> String {
         ProxyEvent::Rpc { id, method, data } => format!("rpc {id} {method} {}", utf8(data)),
     };
     format!("ask {}{user}{meta}: {what}", call.proxy)
+}
+
+fn show_kept(kept: &Kept) -> String {
+    let presence = if kept.presence { " presence" } else { "" };
+    format!("{}{presence}{}", kept.channel, if kept.dynamic { " dynamic" } else { "" })
 }
 
 fn show_query(query: &HistoryQuery) -> String {

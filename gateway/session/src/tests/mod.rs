@@ -9,6 +9,7 @@ mod operations;
 mod property;
 mod proxied;
 mod quota;
+mod resume;
 mod server;
 mod size;
 mod subscribe;

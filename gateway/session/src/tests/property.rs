@@ -13,7 +13,8 @@ use protocol::{
 use super::harness::*;
 use crate::channels::ChannelOptions;
 use crate::io::{
-    ConnectionGrant, Input, Joined, Output, Overrides, ServerSubscribe, SubscriptionGrant, TokenError, TokenPurpose,
+    Back, ConnectionGrant, Input, Joined, Output, Overrides, Resumption, ServerSubscribe, SubscriptionGrant,
+    TokenError, TokenPurpose,
 };
 use crate::proxy::{
     ConnectVerdict, ProxyAnswer, ProxyEvent, ProxyName, ProxyRefusal, ProxyResult, ProxySettings, PublishVerdict,
@@ -117,11 +118,15 @@ struct Model {
     ended: bool,
     /// Until when a close waits for the answers to the commands before it.
     answering_until: Option<crate::Tick>,
+    /// It has a session that outlives it, and has handed over what is kept.
+    is_tied: bool,
+    detached: bool,
 }
 
 impl Model {
-    /// With `proxied`, the application is asked whatever it can be asked.
-    fn new(proxied: bool) -> Self {
+    /// With `proxied`, the application is asked whatever it can be asked; with `is_resumable`, the client has a session
+    /// that outlives its connection.
+    fn new(proxied: bool, is_resumable: bool) -> Self {
         let proxy = || ProxyName::from("p");
         let asking = ProxySettings {
             connect: true,
@@ -139,6 +144,9 @@ impl Model {
             ..Settings::default()
         };
         let mut world = World::with(settings);
+        if is_resumable {
+            world = world.resuming();
+        }
         let open = ChannelOptions {
             allow_subscribe_for_client: true,
             allow_publish_for_client: true,
@@ -168,6 +176,8 @@ impl Model {
             established: false,
             ended: false,
             answering_until: None,
+            is_tied: false,
+            detached: false,
         }
     }
 
@@ -192,15 +202,14 @@ impl Model {
             }
             Step::ServerSubscribe(seed) => {
                 let request = ServerSubscribe {
-                    channel: name(channel_of(seed)),
                     info: if seed.is_multiple_of(3) { Bytes::from_static(b"{}") } else { Bytes::new() },
-                    data: Bytes::new(),
                     recover_since: (seed.is_multiple_of(5)).then(|| position("e", 1)),
                     expire_at: (seed.is_multiple_of(7)).then_some(self.world.now.unix + 30),
                     overrides: Overrides {
                         join_leave: (seed.is_multiple_of(2)).then_some(true),
                         ..Overrides::default()
                     },
+                    ..server_subscription(channel_of(seed))
                 };
                 self.give(Input::ServerSubscribe(Box::new(request)));
             }
@@ -302,6 +311,16 @@ impl Model {
                 }
                 grant.expire_at = (how.is_multiple_of(3)).then_some(now + 60);
                 Input::ConnectionVerified(if well { Ok(grant) } else { Err(token_error) })
+            }
+            Output::Resume { .. } => {
+                let subscriptions = vec![server_subscription("room:a"), server_subscription("log:a")];
+                let client = self.world.session.client();
+                self.is_tied = !how.is_multiple_of(4);
+                Input::Resumed(match how % 4 {
+                    0 => Resumption::Without,
+                    1 => Resumption::Fresh,
+                    _ => Resumption::Back(Box::new(Back { client, subscriptions })),
+                })
             }
             Output::VerifyRefresh { id, .. } => {
                 let grant = ConnectionGrant { info: Bytes::from_static(b"2"), ..grant("u") };
@@ -424,6 +443,14 @@ impl Model {
                 assert!(!hub || self.hub.remove(channel.as_str()), "{channel} is not in the hub");
                 assert!(!presence || self.presence.remove(channel.as_str()), "{channel} has no presence");
             }
+            Output::Linger { channel } => {
+                assert!(self.is_tied && self.world.session.is_closed(), "nobody may come back");
+                assert!(self.presence.remove(channel.as_str()), "{channel} has no presence");
+                self.announced.remove(channel.as_str());
+            }
+            Output::Detach(_) => {
+                assert!(self.is_tied && !std::mem::replace(&mut self.detached, true), "detached twice");
+            }
             Output::Announce { channel, joined: true, .. } => {
                 assert!(!self.ended && self.hub.contains(channel.as_str()));
                 assert!(self.subscribed.contains(channel.as_str()), "announced before the reply");
@@ -444,6 +471,7 @@ impl Model {
                 self.unanswered.clear();
             }
             request @ (Output::VerifyConnection { .. }
+            | Output::Resume { .. }
             | Output::VerifyRefresh { .. }
             | Output::VerifySubscription { .. }
             | Output::Publish { .. }
@@ -517,6 +545,17 @@ impl Model {
     }
 }
 
+fn server_subscription(channel: &str) -> ServerSubscribe {
+    ServerSubscribe {
+        channel: name(channel),
+        info: Bytes::new(),
+        data: Bytes::new(),
+        recover_since: None,
+        expire_at: None,
+        overrides: Overrides::default(),
+    }
+}
+
 fn channel_of(seed: usize) -> &'static str {
     CHANNELS[seed % CHANNELS.len()]
 }
@@ -529,8 +568,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_inputs_keeps_the_invariants(steps in steps(), proxied in any::<bool>()) {
-        let mut model = Model::new(proxied);
+    fn any_sequence_of_inputs_keeps_the_invariants(
+        steps in steps(),
+        proxied in any::<bool>(),
+        is_resumable in any::<bool>(),
+    ) {
+        let mut model = Model::new(proxied, is_resumable);
         for step in steps {
             model.step(step);
         }

@@ -1,0 +1,393 @@
+//! What a shard does for sessions that outlive a connection: it looks up what a client left behind, writes down what it
+//! has, and gives it up when another connection takes it over.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+
+use backplane::{ClientId, UserId};
+use bytes::Bytes;
+use session::close::CloseCode;
+use session::io::{Back, Input, Kept, Resumption};
+use session::{Session, Tick};
+use tokio::sync::oneshot;
+
+use super::connection::{Connection, Phase};
+use super::{Shard, Work};
+use crate::metrics::session_result;
+use crate::sessions::is_secret;
+use crate::sessions::record::{Claim, Sub};
+use crate::sessions::store::{Change, Key, StoreError};
+
+/// Records written per second and shard because subscriptions have changed. More wait a second longer, so that a mass
+/// reconnect does not multiply the backplane's load.
+const WRITES_PER_TURN: usize = 1_000;
+
+/// A session is kept alive this many times in its time to live, so that one failure does not end it.
+const TOUCHES_PER_TTL: u32 = 3;
+
+/// The sessions of a shard's connections, by the index of the connection. Beside the connections, because few may have
+/// one.
+#[derive(Default)]
+pub(super) struct Resumables(HashMap<u32, Resumable>);
+
+/// The session of one connection.
+pub(super) struct Resumable {
+    /// As the client calls it.
+    id: Rc<str>,
+    /// The generation of the record; 0 while there is none.
+    generation: u64,
+    /// Fingerprint of the subscriptions in the record; `None` when it has to be looked at.
+    written: Option<u64>,
+    /// When the record was last written or touched.
+    touched: Tick,
+    /// Until then the client may find presence entries that a former connection has left behind, as for ones that the
+    /// record does not know of yet.
+    adopts_until: Tick,
+    /// The record is to be written even if nothing has changed, as authorised anew.
+    authorise: bool,
+    /// The application has closed the connection: nothing is kept.
+    forget: bool,
+    /// Who waits until nothing of this connection can touch presence any more.
+    waiting: Vec<oneshot::Sender<bool>>,
+}
+
+impl Resumables {
+    /// The connection asks for a session of this name.
+    pub fn insert(&mut self, index: u32, id: &str) {
+        let resumable = Resumable {
+            id: Rc::from(id),
+            generation: 0,
+            written: None,
+            touched: Tick(0),
+            adopts_until: Tick(0),
+            authorise: false,
+            forget: false,
+            waiting: Vec::new(),
+        };
+        self.0.insert(index, resumable);
+    }
+
+    pub fn remove(&mut self, index: u32) -> Option<Resumable> {
+        let removed = self.0.remove(&index);
+        if self.0.capacity() > 1024 && self.0.len() < self.0.capacity() / 4 {
+            self.0.shrink_to(self.0.len() * 2);
+        }
+        removed
+    }
+}
+
+/// What tells one set of subscriptions from another: channel, presence, whether the server API has made it.
+fn fingerprint<'a>(subs: impl Iterator<Item = (&'a str, bool, bool)>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    subs.for_each(|sub| sub.hash(&mut hasher));
+    hasher.finish()
+}
+
+/// Of what a session has now, as far as its return depends on it.
+fn fingerprint_of(session: &Session) -> u64 {
+    let subs = session.subscriptions().filter(|sub| sub.has_presence() || sub.is_dynamic());
+    fingerprint(subs.map(|sub| (sub.channel().as_str(), sub.has_presence(), sub.is_dynamic())))
+}
+
+/// What a shard needs to change a record.
+struct Place {
+    user: UserId,
+    id: Rc<str>,
+    generation: u64,
+}
+
+impl Shard {
+    // --- the beginning ---
+
+    /// Looks up what the client left behind, and makes it this connection's.
+    pub(super) fn resume(self: &Rc<Self>, connection: &Rc<Connection>, user: UserId, info: Bytes) {
+        let settings = self.node.runtime().sessions.clone();
+        let id = self.resumables.borrow().0.get(&connection.key.index).map(|resumable| resumable.id.clone());
+        let (Some(id), Some(sessions)) = (id, self.node.sessions()) else {
+            return self.resumed(connection, Resumption::Without);
+        };
+        if user.is_anonymous() && !(settings.anonymous && is_secret(&id)) {
+            session_result("anonymous");
+            return self.resumed(connection, Resumption::Without);
+        }
+        let (node, conn, client) = (self.node.clone(), connection.clone(), connection.session.borrow().client());
+        let claimed = async move {
+            let key = Key { user: &user, id: &id, ttl: settings.ttl };
+            let claimed = sessions.claim(key, client, info).await;
+            if let Ok(Claim::Granted { record, taken_from: Some((from, former)), .. }) = &claimed {
+                // The old connection is over before the new one touches anything that both could have.
+                if node.take_over(*from, &user, *former, record.generation).await {
+                    session_result("taken_over");
+                }
+            }
+            (user, id, claimed)
+        };
+        self.perform(claimed, move |shard, (user, id, claimed)| shard.claimed(&conn, user, id, claimed));
+    }
+
+    fn claimed(
+        self: &Rc<Self>,
+        connection: &Rc<Connection>,
+        user: UserId,
+        id: Rc<str>,
+        claimed: Result<Claim, StoreError>,
+    ) {
+        let resumption = match claimed {
+            Ok(Claim::Granted { record, is_back, .. }) => {
+                session_result(if is_back { "resumed" } else { "fresh" });
+                let mut resumables = self.resumables.borrow_mut();
+                let resumable = resumables.0.get_mut(&connection.key.index);
+                let Some(resumable) = resumable.filter(|_| connection.phase.get() == Phase::Open) else {
+                    // It has ended meanwhile, and the record does not know.
+                    drop(resumables);
+                    return self.write_end(Place { user, id, generation: record.generation }, record.subs);
+                };
+                resumable.generation = record.generation;
+                resumable.touched = self.now().tick;
+                if is_back {
+                    // Twice, because whoever lingers may leave a little late.
+                    resumable.adopts_until = resumable.touched.after(2 * self.node.runtime().sessions.presence_grace);
+                    let (client, subscriptions) = (ClientId(record.client), record.dynamic());
+                    Resumption::Back(Box::new(Back { client, subscriptions }))
+                } else {
+                    Resumption::Fresh
+                }
+            }
+            Ok(Claim::Forked) => {
+                session_result("forked");
+                Resumption::Without
+            }
+            Err(error) => {
+                session_result(match error {
+                    StoreError::Backplane(_) => "unavailable",
+                    StoreError::Record(_) => "unreadable",
+                    StoreError::Busy => "busy",
+                });
+                tracing::debug!(%error, "a connection goes on without a session");
+                Resumption::Without
+            }
+        };
+        if resumption == Resumption::Without {
+            self.resumables.borrow_mut().remove(connection.key.index);
+        }
+        self.resumed(connection, resumption);
+    }
+
+    fn resumed(&self, connection: &Rc<Connection>, resumption: Resumption) {
+        self.enqueue(Work::Input(connection.clone(), Input::Resumed(resumption)));
+    }
+
+    /// Whether the client may have left presence entries behind in channels that it joins now.
+    pub(super) fn may_adopt(&self, connection: &Connection) -> bool {
+        let now = self.now().tick;
+        self.resumables.borrow().0.get(&connection.key.index).is_some_and(|resumable| now < resumable.adopts_until)
+    }
+
+    // --- meanwhile ---
+
+    /// Writes down what has changed, and keeps the rest alive. Once a second.
+    pub(super) fn tend_sessions(self: &Rc<Self>) {
+        let runtime = self.node.runtime();
+        let settings = &runtime.sessions;
+        let now = self.now();
+        let close_delay = runtime.session.expired_subscription_close_delay;
+        let mut writes = Vec::new();
+        let mut touches = Vec::new();
+        for (index, resumable) in &mut self.resumables.borrow_mut().0 {
+            if resumable.generation == 0 {
+                continue;
+            }
+            let connections = self.connections.borrow();
+            let connection = connections.get(*index as usize);
+            let Some(connection) = connection.filter(|connection| connection.established.get()) else { continue };
+            if connection.phase.get() != Phase::Open {
+                continue;
+            }
+            let session = connection.session.borrow();
+            let fingerprint = Some(fingerprint_of(&session));
+            let is_due = resumable.touched.after(settings.ttl / TOUCHES_PER_TTL) <= now.tick;
+            let is_changed = fingerprint != resumable.written || resumable.authorise;
+            if is_changed && writes.len() < WRITES_PER_TURN {
+                let is_authorised = std::mem::take(&mut resumable.authorise);
+                (resumable.written, resumable.touched) = (fingerprint, now.tick);
+                writes.push((connection.clone(), kept_subs(session.kept(), now, close_delay), is_authorised));
+            } else if is_due && touches.len() < WRITES_PER_TURN {
+                resumable.touched = now.tick;
+                touches.push(connection.clone());
+            }
+        }
+        for (connection, subs, is_authorised) in writes {
+            self.write_subs(&connection, subs, is_authorised);
+        }
+        for connection in touches {
+            self.touch(&connection);
+        }
+    }
+
+    fn write_subs(self: &Rc<Self>, connection: &Rc<Connection>, subs: Vec<Sub>, is_authorised: bool) {
+        let (Some(place), Some(sessions)) = (self.place(connection), self.node.sessions()) else { return };
+        let (conn, ttl) = (connection.clone(), self.node.runtime().sessions.ttl);
+        let written = async move {
+            let key = Key { user: &place.user, id: &place.id, ttl };
+            sessions.update(key, place.generation, subs, true, is_authorised).await
+        };
+        self.perform(written, move |shard, written| match written {
+            Ok(Change::Made) => {}
+            // The command that should have told us was lost.
+            Ok(Change::Lost) => shard.lost(&conn),
+            Err(error) => {
+                tracing::debug!(%error, "a session is written again later");
+                if let Some(resumable) = shard.resumables.borrow_mut().0.get_mut(&conn.key.index) {
+                    resumable.written = None;
+                    resumable.authorise |= is_authorised;
+                }
+            }
+        });
+    }
+
+    fn touch(self: &Rc<Self>, connection: &Rc<Connection>) {
+        let (Some(place), Some(sessions)) = (self.place(connection), self.node.sessions()) else { return };
+        let ttl = self.node.runtime().sessions.ttl;
+        let touched = async move { sessions.touch(Key { user: &place.user, id: &place.id, ttl }).await };
+        self.perform(touched, |_, touched| {
+            if let Err(error) = touched {
+                tracing::debug!(%error, "a session could not be kept alive; it is tried again");
+            }
+        });
+    }
+
+    /// The record is not this connection's any more.
+    fn lost(self: &Rc<Self>, connection: &Rc<Connection>) {
+        let known = self.resumables.borrow().0.contains_key(&connection.key.index);
+        if known && connection.phase.get() == Phase::Open {
+            self.input(connection, Input::Close(CloseCode::TakenOver));
+        }
+    }
+
+    /// The application has said anew what this connection may: its record is not revoked.
+    pub(super) fn reauthorise_session(&self, connection: &Connection) {
+        if let Some(resumable) = self.resumables.borrow_mut().0.get_mut(&connection.key.index) {
+            resumable.authorise = true;
+        }
+    }
+
+    /// The application ends this session with its connection.
+    pub(super) fn forget_session(&self, connection: &Connection) {
+        if let Some(resumable) = self.resumables.borrow_mut().0.get_mut(&connection.key.index) {
+            resumable.forget = true;
+        }
+    }
+
+    // --- the end ---
+
+    /// Writes down what a connection had when it ended.
+    pub(super) fn detach(self: &Rc<Self>, connection: &Rc<Connection>, kept: &[Kept]) {
+        let (Some(place), Some(sessions)) = (self.place(connection), self.node.sessions()) else { return };
+        let forget = self.resumables.borrow().0.get(&connection.key.index).is_some_and(|resumable| resumable.forget);
+        let runtime = self.node.runtime();
+        if !forget {
+            let close_delay = runtime.session.expired_subscription_close_delay;
+            return self.write_end(place, kept_subs(kept.iter().cloned(), self.now(), close_delay));
+        }
+        let (ttl, tidying) = (runtime.sessions.ttl, self.node.tidying());
+        let deleted = async move {
+            let _tidying = tidying;
+            sessions.delete(Key { user: &place.user, id: &place.id, ttl }, place.generation).await
+        };
+        self.perform(deleted, |_, deleted| {
+            if let Err(error) = deleted {
+                tracing::debug!(%error, "a session that the application ended stays until it expires; it is revoked");
+            }
+        });
+    }
+
+    fn write_end(self: &Rc<Self>, place: Place, subs: Vec<Sub>) {
+        let Some(sessions) = self.node.sessions() else { return };
+        let (ttl, tidying) = (self.node.runtime().sessions.ttl, self.node.tidying());
+        let written = async move {
+            let _tidying = tidying;
+            let key = Key { user: &place.user, id: &place.id, ttl };
+            sessions.update(key, place.generation, subs, false, false).await
+        };
+        self.perform(written, |_, written| {
+            if let Err(error) = written {
+                tracing::debug!(%error, "the end of a connection is missing in its session");
+            }
+        });
+    }
+
+    /// Gives a session to another connection; true is answered once nothing of the old one can touch presence any more.
+    pub(super) fn take_over(
+        self: &Rc<Self>,
+        user: &UserId,
+        client: ClientId,
+        generation: u64,
+        done: oneshot::Sender<bool>,
+    ) {
+        let old = {
+            let resumables = self.resumables.borrow();
+            let connections = self.connections.borrow();
+            // One that is not established yet is not found. It notices when it first looks at its record.
+            self.users.borrow().connections(user).into_iter().find_map(|index| {
+                let resumable = resumables.0.get(&index)?;
+                let connection = connections.get(index as usize)?;
+                let is_it = connection.session.borrow().client() == client && resumable.generation < generation;
+                is_it.then(|| connection.clone())
+            })
+        };
+        let Some(connection) = old else {
+            // Nobody may be waiting any more.
+            let _ = done.send(false);
+            return;
+        };
+        let was_open = connection.phase.get() == Phase::Open;
+        self.input(&connection, Input::Close(CloseCode::TakenOver));
+        if connection.joins_in_flight.get() == 0 {
+            let _ = done.send(was_open);
+        } else if let Some(resumable) = self.resumables.borrow_mut().0.get_mut(&connection.key.index) {
+            resumable.waiting.push(done);
+        }
+    }
+
+    /// The last join of a closed connection was answered and undone.
+    pub(super) fn joins_are_over(&self, connection: &Connection) {
+        let mut resumables = self.resumables.borrow_mut();
+        let Some(resumable) = resumables.0.get_mut(&connection.key.index) else { return };
+        for done in std::mem::take(&mut resumable.waiting) {
+            self.enqueue(Work::Acknowledge(done));
+        }
+    }
+
+    /// The socket is over. A peer that has answered a takeover was alive: two clients use one session.
+    pub(super) fn end_resumable(self: &Rc<Self>, connection: &Rc<Connection>, answer: Option<u16>) {
+        let place = self.place(connection);
+        self.resumables.borrow_mut().remove(connection.key.index);
+        let (Some(place), Some(sessions)) = (place, self.node.sessions()) else { return };
+        if answer != Some(CloseCode::TakenOver.code()) {
+            return;
+        }
+        let (ttl, tidying) = (self.node.runtime().sessions.ttl, self.node.tidying());
+        let forked = async move {
+            let _tidying = tidying;
+            sessions.fork(Key { user: &place.user, id: &place.id, ttl }).await
+        };
+        self.perform(forked, |_, forked| {
+            if let Err(error) = forked {
+                tracing::debug!(%error, "a session of two clients could not be marked");
+            }
+        });
+    }
+
+    /// Where the record of a connection is, if it has one.
+    fn place(&self, connection: &Connection) -> Option<Place> {
+        let resumables = self.resumables.borrow();
+        let resumable = resumables.0.get(&connection.key.index).filter(|resumable| resumable.generation > 0)?;
+        let user = connection.session.borrow().info()?.user.clone();
+        Some(Place { user, id: resumable.id.clone(), generation: resumable.generation })
+    }
+}
+
+fn kept_subs(kept: impl IntoIterator<Item = Kept>, now: session::Now, close_delay: std::time::Duration) -> Vec<Sub> {
+    kept.into_iter().filter_map(|kept| Sub::of(&kept, now, close_delay)).collect()
+}

@@ -1,0 +1,291 @@
+//! Sessions that outlive a connection, over two nodes on Redis.
+
+use serde_json::{Value, json};
+use tests::agent::Agent;
+use tests::client::Client;
+use tests::fleet::Fleet;
+use tests::front::Front;
+use tests::gateway::Gateway;
+use tests::redis::{Server, VOLATILE};
+
+const SESSION: &str = "page-load-0001";
+
+/// Long enough to come back, short enough to be waited for.
+const SETTINGS: &str = "lease_ttl = \"3s\"\nlease_interval = \"1s\"\n[session]\npresence_grace = \"3s\"";
+
+async fn fleet() -> (Server, Fleet) {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(SETTINGS), 2).await;
+    (redis, fleet)
+}
+
+/// A connection of this user with a session, and its client id.
+async fn connect(node: &Gateway, user: &str) -> (Client, Value) {
+    let mut client = Client::open(&format!("{}?session={SESSION}", node.url())).await;
+    let result = client.connect_as(user).await;
+    (client, result)
+}
+
+/// Somebody who hears who comes and goes.
+async fn watcher(node: &Gateway) -> Client {
+    let mut watcher = node.connect("watcher").await;
+    watcher.subscribe("lobby:a").await;
+    assert_eq!(watcher.push().await["join"]["info"]["user"], json!("watcher"));
+    watcher
+}
+
+/// Nothing else has happened before this.
+async fn expect_nothing(watcher: &mut Client, node: &Gateway) {
+    node.api().publish("lobby:a", json!("nothing")).await;
+    assert_eq!(watcher.publication("lobby:a").await["data"], json!("nothing"));
+}
+
+async fn session(node: &Gateway) -> Value {
+    node.api().ok("session_get", json!({ "user": "ann", "session": SESSION })).await
+}
+
+async fn until_ended(node: &Gateway) {
+    tests::until("the session to be without a connection", async || session(node).await["connected"] == json!(false))
+        .await;
+}
+
+async fn members(node: &Gateway) -> u64 {
+    let stats = node.api().ok("presence_stats", json!({ "channel": "lobby:a" })).await;
+    stats["num_clients"].as_u64().expect("a number")
+}
+
+#[tokio::test]
+async fn whoever_comes_back_on_another_node_was_never_away() {
+    let (_redis, fleet) = fleet().await;
+    let mut watcher = watcher(&fleet[0]).await;
+    let (mut ann, first) = connect(&fleet[0], "ann").await;
+    ann.subscribe("lobby:a").await;
+    assert_eq!(watcher.push().await["join"]["info"]["client"], first["client"]);
+    assert_eq!(ann.push().await["join"]["info"]["client"], first["client"], "her own");
+    let target = json!({ "user": "ann", "channel": "news:dynamic", "info": { "vip": true } });
+    fleet[1].api().ok("subscribe", target).await;
+    assert_eq!(ann.push().await["subscribe"]["recoverable"], json!(true));
+    let state = json!({ "draft": [1, "\u{e4}"] });
+    let stored = json!({ "user": "ann", "session": SESSION, "state": state, "revision": 0 });
+    let written = fleet[1].api().ok("session_set", stored.clone()).await;
+    assert_eq!(written, json!({ "stored": true, "exists": true, "revision": 1 }));
+    assert_eq!(fleet[0].api().ok("session_set", stored).await["stored"], json!(false), "the revision has changed");
+
+    for round in 0..3 {
+        ann.vanish();
+        let node = &fleet[(round + 1) % 2];
+        let (back, result) = connect(node, "ann").await;
+        ann = back;
+        assert_eq!(result["client"], first["client"], "in round {round}");
+        assert!(result["subs"]["news:dynamic"].is_object(), "{result}");
+        ann.subscribe("lobby:a").await;
+        let found = session(&fleet[round % 2]).await;
+        let expected = json!({
+            "exists": true, "client": first["client"], "connected": true, "state": state, "revision": 1
+        });
+        assert_eq!(found, expected);
+        assert_eq!(members(&fleet[0]).await, 2);
+        fleet[round % 2].api().publish("news:dynamic", json!(round)).await;
+        // What she is told of comings and goings is nothing.
+        assert_eq!(ann.publication("news:dynamic").await["data"], json!(round));
+    }
+    expect_nothing(&mut watcher, &fleet[1]).await;
+    let resumed = fleet[1].metric("gateway_sessions_total{result=\"resumed\"}").await;
+    assert_eq!(resumed, Some(2.0));
+}
+
+#[tokio::test]
+async fn whoever_does_not_come_back_leaves_once() {
+    let (_redis, fleet) = fleet().await;
+    let mut watcher = watcher(&fleet[0]).await;
+    for is_killed in [false, true] {
+        let (mut ann, result) = connect(&fleet[1], "ann").await;
+        ann.subscribe("lobby:a").await;
+        assert_eq!(watcher.push().await["join"]["info"]["client"], result["client"]);
+        if is_killed {
+            // The node dies with its clients: nobody has said that they may come back.
+            fleet[1].kill().await;
+        }
+        ann.vanish();
+        if !is_killed {
+            assert_eq!(members(&fleet[0]).await, 2, "she lingers");
+        }
+        assert_eq!(watcher.push().await["leave"]["info"]["client"], result["client"]);
+        assert_eq!(members(&fleet[0]).await, 1);
+        expect_nothing(&mut watcher, &fleet[0]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_drains_or_dies_takes_no_member_along() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(SETTINGS), 3).await;
+    let mut watcher = watcher(&fleet[0]).await;
+    let (mut ann, first) = connect(&fleet[1], "ann").await;
+    ann.subscribe("lobby:a").await;
+    assert_eq!(watcher.push().await["join"]["info"]["client"], first["client"]);
+    fleet[1].terminate();
+    ann.expect_close(1001, "going away").await;
+    ann.finish().await;
+    assert_eq!(fleet[1].exit_code().await, 0);
+    // Its lease is released: what is left was handed over.
+    assert_eq!(members(&fleet[0]).await, 2);
+    let (mut ann, again) = connect(&fleet[2], "ann").await;
+    assert_eq!(again["client"], first["client"]);
+    ann.subscribe("lobby:a").await;
+    expect_nothing(&mut watcher, &fleet[0]).await;
+
+    // A node that dies right after somebody has gone: another one sees to the leave.
+    ann.vanish();
+    until_ended(&fleet[0]).await;
+    fleet[2].kill().await;
+    assert_eq!(watcher.push().await["leave"]["info"]["client"], first["client"]);
+    expect_nothing(&mut watcher, &fleet[0]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_leaves_at_once() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config("[session]\npresence_grace = \"1m\""), 2).await;
+    let mut watcher = watcher(&fleet[0]).await;
+    let (mut ann, first) = connect(&fleet[1], "ann").await;
+    ann.subscribe("lobby:a").await;
+    assert_eq!(watcher.push().await["join"]["info"]["client"], first["client"]);
+    ann.say_goodbye().await;
+    assert_eq!(watcher.push().await["leave"]["info"]["client"], first["client"]);
+    // It may change its mind: the session is still there.
+    let (_ann, again) = connect(&fleet[0], "ann").await;
+    assert_eq!(again["client"], first["client"]);
+}
+
+#[tokio::test]
+async fn two_living_clients_with_one_id_do_not_fight_for_it() {
+    let (_redis, fleet) = fleet().await;
+    let (mut tab, first) = connect(&fleet[0], "ann").await;
+    tab.subscribe("lobby:a").await;
+    let (mut copy, second) = connect(&fleet[1], "ann").await;
+    assert_eq!(second["client"], first["client"], "it takes the session over");
+    copy.subscribe("bare:a").await;
+    // The tab is alive: it answers the close frame, and will reconnect.
+    tab.expect_close(4001, "session taken over").await;
+    tab.finish().await;
+    let forked = async || session(&fleet[0]).await["forked"] == json!(true);
+    tests::until("the session to be marked", forked).await;
+    // From now on both live side by side.
+    let (mut tab, third) = connect(&fleet[0], "ann").await;
+    assert_ne!(third["client"], first["client"]);
+    tab.subscribe("bare:a").await;
+    fleet[1].api().publish("bare:a", json!(1)).await;
+    for client in [&mut tab, &mut copy] {
+        assert_eq!(client.publication("bare:a").await["data"], json!(1));
+    }
+    assert_eq!(fleet[0].metric("gateway_sessions_total{result=\"forked\"}").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_dead_connection_that_is_replaced_forks_nothing() {
+    let (_redis, fleet) = fleet().await;
+    let mut watcher = watcher(&fleet[0]).await;
+    // It never reads, as a peer behind a cable that was cut.
+    let (mut dead, first) = connect(&fleet[0], "ann").await;
+    dead.subscribe("lobby:a").await;
+    assert_eq!(watcher.push().await["join"]["info"]["client"], first["client"]);
+    for node in [1, 0, 1] {
+        let (mut ann, again) = connect(&fleet[node], "ann").await;
+        assert_eq!(again["client"], first["client"]);
+        ann.subscribe("lobby:a").await;
+        drop(std::mem::replace(&mut dead, ann));
+    }
+    assert_eq!(session(&fleet[0]).await.get("forked"), None);
+    expect_nothing(&mut watcher, &fleet[1]).await;
+}
+
+#[tokio::test]
+async fn the_session_of_a_banned_user_never_resumes() {
+    let (_redis, fleet) = fleet().await;
+    let (mut ann, first) = connect(&fleet[0], "ann").await;
+    fleet[1].api().ok("subscribe", json!({ "user": "ann", "channel": "news:vip" })).await;
+    assert!(ann.push().await["subscribe"].is_object());
+    fleet[1].api().ok("disconnect", json!({ "user": "ann" })).await;
+    ann.expect_close(3503, "force disconnect").await;
+    let (ann, second) = connect(&fleet[1], "ann").await;
+    assert_ne!(second["client"], first["client"]);
+    assert_eq!(second["subs"].get("news:vip"), None, "{second}");
+
+    // Also when nobody was connected at the time.
+    ann.vanish();
+    until_ended(&fleet[0]).await;
+    fleet[0].api().ok("disconnect", json!({ "user": "ann" })).await;
+    let (_ann, third) = connect(&fleet[0], "ann").await;
+    assert_ne!(third["client"], second["client"]);
+}
+
+#[tokio::test]
+async fn what_the_application_takes_away_is_not_restored() {
+    let (_redis, fleet) = fleet().await;
+    let (mut ann, first) = connect(&fleet[0], "ann").await;
+    for channel in ["news:a", "news:b"] {
+        fleet[1].api().ok("subscribe", json!({ "user": "ann", "channel": channel })).await;
+        assert_eq!(ann.push().await["channel"], json!(channel));
+    }
+    fleet[1].api().ok("unsubscribe", json!({ "user": "ann", "channel": "news:a" })).await;
+    assert_eq!(ann.push().await["unsubscribe"]["code"], json!(2000));
+    // Within a second her node says again what she may have.
+    let authorised = async || session(&fleet[1]).await.get("revoked").is_none();
+    tests::until("the session to be authorised again", authorised).await;
+    ann.vanish();
+    let (_ann, again) = connect(&fleet[1], "ann").await;
+    assert_eq!(again["client"], first["client"]);
+    assert_eq!(again["subs"].get("news:a"), None, "{again}");
+    assert!(again["subs"]["news:b"].is_object(), "{again}");
+}
+
+#[tokio::test]
+async fn another_user_finds_nothing_under_the_same_id() {
+    let (_redis, fleet) = fleet().await;
+    let (_ann, first) = connect(&fleet[0], "ann").await;
+    let (_bob, second) = connect(&fleet[1], "bob").await;
+    assert_ne!(first["client"], second["client"]);
+    let found = fleet[0].api().ok("session_get", json!({ "user": "eve", "session": SESSION })).await;
+    assert_eq!(found, json!({ "exists": false }));
+    assert_eq!(fleet[0].api().error("session_get", json!({ "user": "ann", "session": "short" })).await, 107);
+    let large = json!({ "user": "ann", "session": SESSION, "state": "x".repeat(16 * 1024) });
+    assert_eq!(fleet[0].api().error("session_set", large).await, 107);
+}
+
+#[tokio::test]
+async fn javascript_keeps_its_id_on_another_node() {
+    moves(Agent::node().await).await;
+}
+
+#[tokio::test]
+async fn python_keeps_its_id_on_another_node() {
+    moves(Agent::python().await).await;
+}
+
+/// The real SDK, cut off and drained.
+async fn moves(mut agent: Agent) {
+    let redis = Server::start(VOLATILE);
+    let settings = SETTINGS.replace("\"3s\"", "\"15s\"");
+    let fleet = Fleet::start(&redis.config(&settings), 3).await;
+    let mut watcher = watcher(&fleet[2]).await;
+    let front = Front::to(&fleet[0]).await;
+    let connected = agent.connect("ann", &format!("{}?session={SESSION}", front.url())).await;
+    agent.subscribe("ann", "lobby:a").await;
+    let join = watcher.push().await;
+    assert_eq!(join["join"]["info"]["client"], connected["client"], "{join}");
+
+    front.cut();
+    agent.take_that("ann", "", "connecting", |context| context["code"] != json!(0)).await;
+    front.lead_to(&fleet[1]);
+    let again = agent.take("ann", "connected").await;
+    assert_eq!(again["client"], connected["client"]);
+    agent.take_from("ann", "lobby:a", "subscribed").await;
+
+    front.lead_to(&fleet[2]);
+    fleet[1].terminate();
+    let again = agent.take("ann", "connected").await;
+    assert_eq!(again["client"], connected["client"]);
+    agent.take_from("ann", "lobby:a", "subscribed").await;
+    expect_nothing(&mut watcher, &fleet[0]).await;
+}
