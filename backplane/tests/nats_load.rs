@@ -118,7 +118,7 @@ fn one_node_keeps_its_order() {
 }
 
 /// Several nodes publish to one channel at full speed: the deliveries of each node are in the order of the offsets, also
-/// where the server mixes them up, and nothing has to be repaired where it does not.
+/// where the server mixes them up: there a few have to be repaired on a slow machine, elsewhere none.
 #[test]
 fn many_publishers_are_delivered_in_order() {
     const EACH: usize = 1_000;
@@ -165,7 +165,11 @@ fn many_publishers_are_delivered_in_order() {
                     _ => panic!("disturbed, {version:?}"),
                 }
             }
-            assert_eq!((count, breaks), (3 * EACH, 0), "{version:?}");
+            match version {
+                Version::Current => assert_eq!((count, breaks), (3 * EACH, 0)),
+                // What comes later than it is waited for is dropped, and read from history.
+                Version::Debian => assert!(breaks < EACH / 50 && count > 2 * EACH, "{count} came, {breaks} breaks"),
+            }
             assert_eq!(texts(&node.after(&names[0], &start).await).len(), 3 * EACH);
         });
     }

@@ -261,7 +261,7 @@ impl Connection {
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Result<Answer, CallError> {
-        let (token, receiver) = self.requests.insert(|sender| Asker::One(sender), oneshot::channel)?;
+        let (token, receiver) = self.requests.insert(Asker::One, oneshot::channel)?;
         let answer = Answer { receiver, _place: Place { requests: Arc::clone(&self.requests), token } };
         self.dispatch(subject, token, headers, payload).await?;
         Ok(answer)
@@ -269,7 +269,7 @@ impl Connection {
 
     /// The same for a request with several answers.
     pub(super) async fn ask_for_many(&self, subject: String, payload: Bytes) -> Result<Answers, CallError> {
-        let (token, receiver) = self.requests.insert(|sender| Asker::Many(sender), mpsc::unbounded_channel)?;
+        let (token, receiver) = self.requests.insert(Asker::Many, mpsc::unbounded_channel)?;
         let answers = Answers { receiver, _place: Place { requests: Arc::clone(&self.requests), token } };
         self.dispatch(subject, token, None, payload).await?;
         Ok(answers)
@@ -343,7 +343,7 @@ impl Connection {
     }
 
     async fn echo(&self) -> Result<(), CallError> {
-        let (token, receiver) = self.requests.insert(|sender| Asker::One(sender), oneshot::channel)?;
+        let (token, receiver) = self.requests.insert(Asker::One, oneshot::channel)?;
         let _place = Place { requests: Arc::clone(&self.requests), token };
         self.client.publish(self.reply(token), Bytes::new()).await.map_err(unsendable)?;
         receiver.await.map(drop).map_err(|_| CallError::away())

@@ -276,14 +276,15 @@ fn page(entries: &[Entry], is_whole: bool, top: StreamPosition, query: &HistoryQ
         shown
     };
     let limit = query.limit.unwrap_or(usize::MAX);
-    let stored = |entry: &&Entry| entry.publication.clone();
     if query.reverse {
         let before = |entry: &&&Entry| query.since.as_ref().is_none_or(|since| entry.offset < since.offset);
-        let publications = shown.iter().rev().filter(before).filter_map(|entry| stored(entry)).take(limit).collect();
+        let publications =
+            shown.iter().rev().filter(before).filter_map(|entry| entry.publication.clone()).take(limit).collect();
         return HistoryPage { top, publications, covered: false };
     }
     let after = |entry: &&&Entry| query.since.as_ref().is_none_or(|since| entry.offset > since.offset);
-    let above: Vec<StoredPublication> = shown.iter().filter(after).filter_map(|entry| stored(entry)).collect();
+    let above: Vec<StoredPublication> =
+        shown.iter().filter(after).filter_map(|entry| entry.publication.clone()).collect();
     let total = above.len();
     let publications: Vec<StoredPublication> = above.into_iter().take(limit).collect();
     let covered = query.since.as_ref().is_some_and(|since| {

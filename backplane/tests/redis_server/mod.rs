@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use backplane::redis::{Address, RedisConfig, Topology, acl_line};
 use nix::sys::signal::Signal;
+#[allow(unused_imports, reason = "each test target uses a part of this")]
 pub use servers::{eventually, free_port, run};
 use tempfile::TempDir;
 

@@ -2,6 +2,7 @@
 
 use backplane::redis::{RedisBackplane, RedisConfig};
 
+#[allow(unused_imports, reason = "each test target uses a part of this")]
 pub use super::servers::node::*;
 
 pub type Node = super::servers::node::Node<RedisBackplane>;
