@@ -104,18 +104,18 @@ impl Endpoint {
 
     async fn within_time(&self, body: Vec<u8>, headers: HeaderMap) -> Result<Vec<u8>, Failure> {
         let failure = |outcome, reason: String| Failure { outcome, reason };
-        let mut has_slot = false;
+        let mut asked_at = None;
         let asked = async {
             let Ok(_slot) = self.gate.enter().await else {
                 return Err(failure(ProxyOutcome::Busy, "too many calls wait for the backend".to_owned()));
             };
-            has_slot = true;
+            asked_at = Some(Instant::now());
             self.exchange(body, headers).await
         };
         match tokio::time::timeout(self.config.timeout, asked).await {
             Ok(result) => result,
-            // The backend was not even asked.
-            Err(_) if !has_slot => {
+            // The backend was not asked, or so late that it cannot be blamed.
+            Err(_) if asked_at.is_none_or(|at| at.elapsed() < self.config.timeout / 2) => {
                 Err(failure(ProxyOutcome::Busy, "no call to the backend ended in time to make room".to_owned()))
             }
             Err(_) => Err(failure(ProxyOutcome::Timeout, format!("no answer within {:?}", self.config.timeout))),
