@@ -87,9 +87,23 @@ pub(super) struct Local {
 
 #[derive(Default)]
 struct Room {
-    members: HashMap<ClientId, Arc<ClientInfo>>,
+    members: HashMap<ClientId, Member>,
     /// The lease under which all members were written when it was taken.
     written: Option<Uuid>,
+}
+
+impl Room {
+    fn insert(&mut self, info: Arc<ClientInfo>) {
+        let client = info.client;
+        // An entry that is replaced takes its number with it.
+        self.members.insert(client, Member { info, row: None });
+    }
+}
+
+struct Member {
+    info: Arc<ClientInfo>,
+    /// The lease under which its entry was last written, and the number of that, which is the fastest way to remove it.
+    row: Option<(Uuid, u64)>,
 }
 
 /// The identity of the data in a table: another one may lack entries, or have old ones again.
@@ -142,7 +156,7 @@ impl Presence {
             {
                 let mut local = self.local.lock();
                 local.doubtful.remove(&(channel.clone(), client));
-                local.rooms.entry(channel.clone()).or_default().members.insert(client, Arc::clone(&info));
+                local.rooms.entry(channel.clone()).or_default().insert(Arc::clone(&info));
             }
             let guard = Doubt { presence: self, channel, client, settled: false };
             self.write(channel, &info).await?;
@@ -191,26 +205,40 @@ impl Presence {
         let subject = self.entry(&token(channel.as_str()), &ids.0, &ids.1)?;
         // As a leave, because that is what a reaper makes of it.
         let payload = encode_presence(&PresenceEvent::Leave(Arc::clone(info)));
-        self.call(async {
+        let written = self.call(async {
             let ready = self.table.ready().await?;
-            self.table.put(&ready, Write::new(subject, payload)).await.map(|_| ())
-        })
-        .await
+            let written = self.table.put(&ready, Write::new(subject, payload)).await?;
+            Ok((data_set(&ready), written))
+        });
+        let (data_set, written) = written.await?;
+        let mut local = self.local.lock();
+        // In another set of data the number may be that of anything.
+        let is_sure = data_set == local.taken_in;
+        let member = local.rooms.get_mut(channel).and_then(|room| room.members.get_mut(&info.client));
+        if let Some(member) = member {
+            member.row = written.filter(|_| is_sure).map(|written| (lease, written.number));
+        }
+        Ok(())
     }
 
     /// Removes an entry from NATS; the stripe is locked.
     async fn erase(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
         // Only what this node has written: the client may be on another node by now, under the same id.
-        let leases: Vec<Uuid> = {
+        let (leases, row) = {
             let local = self.local.lock();
-            local.lease.iter().chain(&local.former).map(|own| own.id).collect()
+            let leases: Vec<Uuid> = local.lease.iter().chain(&local.former).map(|own| own.id).collect();
+            (leases, local.rooms.get(channel).and_then(|room| room.members.get(&client)).and_then(|member| member.row))
         };
         let (channel_token, client_token) = (token(channel.as_str()), client.0.simple().to_string());
         for lease in leases {
             let subject = self.entry(&channel_token, &lease.simple().to_string(), &client_token)?;
             self.call(async {
                 let ready = self.table.ready().await?;
-                self.table.remove(&ready, &subject).await
+                let is_sure = data_set(&ready) == self.local.lock().taken_in;
+                match row.filter(|(under, _)| is_sure && *under == lease) {
+                    Some((_, number)) => self.table.remove_row(&ready, &subject, number).await,
+                    None => self.table.remove(&ready, &subject).await,
+                }
             })
             .await?;
         }
@@ -307,8 +335,12 @@ impl Presence {
 
     async fn write_room(&self, channel: ChannelName, lease: Option<Uuid>) -> Answer<()> {
         let _order = self.stripe(&channel).await?;
-        let infos: Option<Vec<_>> =
-            self.local.lock().rooms.get(&channel).map(|room| room.members.values().cloned().collect());
+        let infos: Option<Vec<_>> = self
+            .local
+            .lock()
+            .rooms
+            .get(&channel)
+            .map(|room| room.members.values().map(|member| Arc::clone(&member.info)).collect());
         if let Some(infos) = infos {
             for info in &infos {
                 self.write(&channel, info).await?;

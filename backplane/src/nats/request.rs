@@ -23,6 +23,10 @@ pub(super) const PAGE_MAX: usize = 1024;
 /// making one costs.
 const SINGLE_READS_MAX: usize = 4;
 
+/// Subjects of which the server tells the last messages by one request, and the status by which it refuses more.
+const LAST_MAX: usize = 1024;
+const TOO_MANY: u64 = 413;
+
 /// A consumer that was forgotten is removed by the server after this.
 const CONSUMER_LINGERS: Duration = Duration::from_secs(10);
 
@@ -247,6 +251,17 @@ impl Connection {
         Ok(())
     }
 
+    /// Removes the message with this number; whether it was there. Cheap however large the stream is, unlike a purge.
+    pub(super) async fn delete(&self, stream: &str, number: u64) -> Result<bool, CallError> {
+        // Not overwritten on disk: it is no secret.
+        let body = json!({ "seq": number, "no_erase": true });
+        match self.api::<Value>(&format!("STREAM.MSG.DELETE.{stream}"), &body).await {
+            Ok(_) => Ok(true),
+            Err(CallError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes the messages of the subjects that match `filter` up to this number; later ones stay.
     pub(super) async fn purge_up_to(&self, stream: &str, filter: &str, number: u64) -> Result<(), CallError> {
         // The server takes the first number that stays.
@@ -344,7 +359,13 @@ impl Connection {
 
     /// The last message of each subject that matches `filter`, in the order in which they were written.
     pub(super) async fn last_of_each(&self, stream: &str, filter: &str) -> Result<Vec<Stored>, CallError> {
-        // Not by a batch: the server refuses one with many subjects, and it takes two requests to find the end.
+        if self.server.reads_batches() {
+            match self.read_batch(stream, &json!({ "multi_last": [filter], "batch": LAST_MAX })).await {
+                Ok(page) if !page.has_more => return Ok(page.messages),
+                Ok(_) | Err(CallError::Refused { code: TOO_MANY, .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let mut page = self
             .consume_by(stream, consumer(filter, json!({ "deliver_policy": "last_per_subject" })), usize::MAX)
             .await?;

@@ -86,7 +86,8 @@ impl StreamSettings {
             "duplicate_window": nanoseconds(ids_for),
             "allow_direct": true,
             "allow_rollup_hdrs": true,
-            "deny_delete": true,
+            // One message less in the middle of a channel would not be seen; rows of tables stand for themselves.
+            "deny_delete": self.copies.is_some(),
         });
         if let Some((source, destination)) = &self.copies {
             settings["republish"] = json!({ "src": source, "dest": destination });

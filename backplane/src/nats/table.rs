@@ -75,7 +75,16 @@ impl Table {
         }
     }
 
-    /// Removes the rows that match.
+    /// Removes the row that was written under this number, and must be the one with this subject.
+    pub(super) async fn remove_row(&self, ready: &Ready, subject: &str, number: u64) -> Answer<()> {
+        if self.noticed(ready.connection.delete(self.stream.name(), number).await)? {
+            return Ok(());
+        }
+        // It is gone, or something else refuses.
+        self.remove(ready, subject).await
+    }
+
+    /// Removes the rows that match. Takes the longer the more there is in the table.
     pub(super) async fn remove(&self, ready: &Ready, filter: &str) -> Answer<()> {
         self.noticed(ready.connection.purge(self.stream.name(), filter).await)
     }
