@@ -132,6 +132,9 @@ pub trait PresenceStore: Send + Sync + 'static {
     /// late at most; after an outage of the backplane later, so that clients get the time to come back. Does nothing where
     /// this node has no entry of the client. When the client is added or adopted before, on whichever node, no leave is
     /// announced. From now on the entry is nobody's: [`remove_presence`](Self::remove_presence) need not find it.
+    ///
+    /// An implementation that cannot do this answers with [`BackplaneError::Protocol`] and leaves the entry as it is; the
+    /// gateway keeps no sessions on it.
     fn linger_presence<'a>(
         &'a self,
         channel: &'a ChannelName,

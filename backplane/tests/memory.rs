@@ -9,6 +9,7 @@ use backplane::memory::MemoryBackplane;
 use support::{Wrapped, memory, ready_at_once};
 
 backplane::conformance_tests!(memory(), ready_at_once);
+backplane::lingering_conformance_tests!(memory(), ready_at_once);
 backplane::store_conformance_tests!(memory(), ready_at_once);
 
 #[test]

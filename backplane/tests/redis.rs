@@ -66,11 +66,14 @@ impl Factory for Redis {
 }
 
 backplane::conformance_tests!(redis(), run);
+backplane::lingering_conformance_tests!(redis(), run);
 backplane::store_conformance_tests!(redis(), run);
 
 #[test]
 fn several_connections_pass() {
     let outcome = run(backplane::conformance::run_all(&spread()));
+    outcome.expect("every case passes");
+    let outcome = run(backplane::conformance::run_all_lingering(&spread()));
     outcome.expect("every case passes");
     let outcome = run(backplane::conformance::run_all_stores(&spread()));
     outcome.expect("every case passes");

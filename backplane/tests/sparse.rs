@@ -213,3 +213,4 @@ fn run<T>(case: impl Future<Output = T>) -> T {
 }
 
 backplane::conformance_tests!(SparseFactory::default(), run);
+backplane::lingering_conformance_tests!(SparseFactory::default(), run);

@@ -121,6 +121,12 @@ pub async fn run_all<F: Factory>(factory: &F) -> CaseResult {
     Ok(())
 }
 
+/// Runs every case of presence that lingers, like [`run_all`].
+pub async fn run_all_lingering<F: Factory>(factory: &F) -> CaseResult {
+    crate::__lingering_conformance_cases!(run(factory));
+    Ok(())
+}
+
 /// Runs every case of the fleet and of sessions, like [`run_all`].
 pub async fn run_all_stores<F: Factory<Backplane: Members + SessionStore>>(factory: &F) -> CaseResult {
     crate::__store_conformance_cases!(run(factory));
@@ -177,10 +183,6 @@ macro_rules! __conformance_cases {
             presence_counts_users
             presence_is_per_channel
             presence_holds_many_members
-            lingering_members_stay_and_leave_once
-            members_that_come_back_do_not_leave
-            adoption_tells_whether_anybody_was_there
-            lingering_is_per_client
             every_legal_name_works
             similar_names_are_different_channels
         }
@@ -219,6 +221,29 @@ macro_rules! __store_conformance_cases {
             new_sessions_are_authorised
             touched_sessions_stay_revoked
         }
+    };
+}
+
+/// The list of cases of presence that lingers, handed on in the same way.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __lingering_conformance_cases {
+    ($mode:ident ($($arguments:tt)*)) => {
+        $crate::conformance_tests! { @$mode ($($arguments)*);
+            lingering_members_stay_and_leave_once
+            members_that_come_back_do_not_leave
+            adoption_tells_whether_anybody_was_there
+            lingering_is_per_client
+        }
+    };
+}
+
+/// Makes one `#[test]` per case of presence that lingers, like [`conformance_tests!`](crate::conformance_tests): for
+/// implementations on which sessions outlive connections.
+#[macro_export]
+macro_rules! lingering_conformance_tests {
+    ($factory:expr, $run:expr) => {
+        $crate::__lingering_conformance_cases! { each ($factory, $run) }
     };
 }
 

@@ -507,6 +507,18 @@ impl PresenceStore for NatsBackplane {
         Box::pin(self.presence.add(channel, info))
     }
 
+    /// There are no entries that linger here, so the answer is always false.
+    fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
+        Box::pin(async move { self.presence.add(channel, info).await.map(|()| false) })
+    }
+
+    /// Entries do not linger here: always an error, before anything is done. The gateway
+    /// keeps no sessions on this backplane.
+    fn linger_presence<'a>(&'a self, _: &'a ChannelName, _: ClientId, _: Duration) -> BackplaneFuture<'a, ()> {
+        let why = "entries of presence do not linger at nats".to_owned();
+        Box::pin(std::future::ready(Err(BackplaneError::Protocol(why))))
+    }
+
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {
         Box::pin(self.presence.remove(channel, client))
     }

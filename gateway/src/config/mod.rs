@@ -277,6 +277,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
     let mut backplane_section = root.section("backplane");
     let memory = server::memory(&mut backplane_section);
     let backplane = self::backplane::read(&mut root, &mut backplane_section);
+    let session = server::session(&mut root, dev, &backplane.kind);
     Config {
         dev,
         listen,
@@ -292,7 +293,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         admission: server::admission(&mut root),
         addresses: server::client_address(&mut root),
         hub: server::hub(&mut root),
-        session: server::session(&mut root, dev),
+        session,
         backplane,
         memory,
         drain: server::drain(&mut root, dev),

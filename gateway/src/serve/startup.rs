@@ -31,8 +31,9 @@ const SPARE_DESCRIPTORS: usize = 512;
 /// Of these, the ones for listeners, files, the internal listener and the backplane.
 const OWN_DESCRIPTORS: usize = 128;
 
-/// The client library of Redis, as it calls itself in logs.
-const REDIS_CLIENT: &str = "fred";
+/// The client libraries of Redis and NATS, as they call themselves in logs, and what they may say unless asked for more:
+/// they warn of every single connection that breaks, or comes. The backplane says once that it is away.
+const CLIENT_LIBRARIES: [(&str, &str); 2] = [("fred", "error"), ("async_nats", "off")];
 
 /// Handshakes among the connections of a shard that are no WebSockets, by their bounds: a quarter more at the hard limit,
 /// and as many calls of the API.
@@ -224,9 +225,10 @@ fn reload(config: Config, sources: Sources) -> Reload {
 
 fn start_logs(log: &Log) -> Result<()> {
     let mut filter = EnvFilter::try_new(&log.level).with_context(|| format!("log.level = {}", log.level))?;
-    if !log.level.contains(REDIS_CLIENT) {
-        // It warns of every single connection that breaks. The backplane says once that Redis is away.
-        filter = filter.add_directive(format!("{REDIS_CLIENT}=error").parse()?);
+    for (library, level) in CLIENT_LIBRARIES {
+        if !log.level.contains(library) {
+            filter = filter.add_directive(format!("{library}={level}").parse()?);
+        }
     }
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
