@@ -2,7 +2,7 @@
 //! three together ([`cluster`]), and how clients may have to prove who they are ([`access`]).
 
 // Each test target uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub mod access;
 pub mod cluster;

@@ -65,6 +65,7 @@ impl Carrier {
         match self {
             Self::Memory(memory) => memory.clone(),
             Self::Redis(redis) => redis.clone(),
+            Self::Nats(nats) => nats.clone(),
         }
     }
 
