@@ -226,7 +226,8 @@ impl Presence {
         // Only what this node has written: the client may be on another node by now, under the same id.
         let (leases, row) = {
             let local = self.local.lock();
-            let leases: Vec<Uuid> = local.lease.iter().chain(&local.former).map(|own| own.id).collect();
+            let retired = local.retired.iter().map(|(id, _)| *id);
+            let leases: Vec<Uuid> = local.lease.iter().map(|own| own.id).chain(retired).collect();
             (leases, local.rooms.get(channel).and_then(|room| room.members.get(&client)).and_then(|member| member.row))
         };
         let (channel_token, client_token) = (token(channel.as_str()), client.0.simple().to_string());
@@ -409,7 +410,7 @@ impl Presence {
         Ok(is_well)
     }
 
-    /// Removes what failed calls may have left, and what is under leases of this node that it does not use any more.
+    /// Removes what failed calls may have left.
     pub(super) async fn clear_up(&self) -> Answer<()> {
         let doubtful: Vec<_> = self.local.lock().doubtful.iter().cloned().collect();
         let erased = doubtful.into_iter().map(|(channel, client)| async move {
@@ -421,7 +422,12 @@ impl Presence {
             }
             Ok::<_, BackplaneError>(())
         });
-        stream::iter(erased).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        stream::iter(erased).buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    /// Removes what is under leases that this node does not use any more. To be called some time after everything was
+    /// written under the present one: who reads meanwhile has seen only the entries under the former.
+    pub(super) async fn remove_retired(&self) -> Answer<()> {
         let retired = {
             let local = self.local.lock();
             if local.wanted.is_some() { Vec::new() } else { local.retired.clone() }

@@ -123,8 +123,13 @@ pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
             let may_reap = well_since.elapsed() >= presence.ttl;
             work.spawn(async move {
                 let done = async {
+                    // One interval ago, or longer.
+                    let was_registered = presence.local.lock().wanted.is_none();
                     presence.register_entries().await?;
                     presence.clear_up().await?;
+                    if was_registered {
+                        presence.remove_retired().await?;
+                    }
                     if may_reap { presence.reap().await } else { Ok(()) }
                 };
                 if let Err(error) = done.await {
