@@ -104,7 +104,7 @@ impl Endpoint {
 
     async fn within_time(&self, body: Vec<u8>, headers: HeaderMap) -> Result<Vec<u8>, Failure> {
         let failure = |outcome, reason: String| Failure { outcome, reason };
-        let mut asked_at = None;
+        let mut asked_at: Option<Instant> = None;
         let asked = async {
             let Ok(_slot) = self.gate.enter().await else {
                 return Err(failure(ProxyOutcome::Busy, "too many calls wait for the backend".to_owned()));
