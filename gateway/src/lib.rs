@@ -14,6 +14,7 @@ pub mod hub;
 pub mod metrics;
 pub mod node;
 pub mod ops;
+pub mod process;
 pub mod serve;
 pub mod shard;
 pub mod transport;

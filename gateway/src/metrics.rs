@@ -11,6 +11,8 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::process::Usage;
+
 /// Live connections of this node.
 pub const CONNECTIONS: &str = "gateway_connections";
 /// Upgrades by `result`: `established` once a client has authenticated, else why it was refused.
@@ -90,6 +92,12 @@ pub const BACKPLANE_LOST: &str = "gateway_backplane_deliveries_lost_total";
 pub const BACKPLANE_RESTORATIONS: &str = "gateway_backplane_restorations_total";
 /// Channels subscribed on the backplane.
 pub const BACKPLANE_CHANNELS: &str = "gateway_backplane_channels";
+/// User and system time of the process. These three have the names that every Prometheus client gives them.
+pub const PROCESS_CPU: &str = "process_cpu_seconds_total";
+/// Resident memory of the process.
+pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
+/// Open descriptors of the process.
+pub const PROCESS_DESCRIPTORS: &str = "process_open_fds";
 /// 1, labelled by `version`.
 pub const BUILD: &str = "gateway_build_info";
 
@@ -149,6 +157,9 @@ fn describe() {
     describe_counter!(BACKPLANE_LOST, "Deliveries lost because this node did not take them in time.");
     describe_counter!(BACKPLANE_RESTORATIONS, "Times that deliveries were restored on a new connection.");
     describe_gauge!(BACKPLANE_CHANNELS, "Channels subscribed on the backplane.");
+    describe_gauge!(PROCESS_CPU, Unit::Seconds, "User and system time of the process.");
+    describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
+    describe_gauge!(PROCESS_DESCRIPTORS, "Open descriptors of the process.");
     describe_gauge!(BUILD, "1, labelled by version.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -171,6 +182,13 @@ pub(crate) fn memory(stats: &MemoryStats) {
     counter!(MEMORY_EVICTED, "what" => "streams").absolute(stats.streams_evicted);
     counter!(MEMORY_EVICTED, "what" => "sessions").absolute(stats.sessions_evicted);
     counter!(MEMORY_REFUSED).absolute(stats.refusals);
+}
+
+/// Exports what the process uses. CPU time has fractions, which counters of this library have not.
+pub(crate) fn process(usage: &Usage) {
+    gauge!(PROCESS_CPU).set(usage.cpu_seconds);
+    gauge!(PROCESS_MEMORY).set(usage.resident_bytes as f64);
+    gauge!(PROCESS_DESCRIPTORS).set(usage.descriptors as f64);
 }
 
 /// Exports the state of the backplane.

@@ -28,6 +28,7 @@ use crate::cluster::commands::Commands;
 use crate::cluster::follow::Follower;
 use crate::cluster::roster::Roster;
 use crate::node::Node;
+use crate::process::Usage;
 
 /// How often the histogram samples are folded; without it they pile up.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -193,6 +194,7 @@ async fn watch(node: Arc<Node>, prometheus: PrometheusHandle) {
         if upkeep.elapsed() >= UPKEEP_INTERVAL {
             upkeep = Instant::now();
             prometheus.run_upkeep();
+            crate::metrics::process(&Usage::now());
         }
     }
 }
