@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,6 +17,12 @@ use crate::config::{Config, Flags, Sources, parse_duration};
 /// How long a token from `gateway token` is valid unless `--ttl` says otherwise.
 const TOKEN_TTL: &str = "1h";
 
+/// How long the `health` command waits: below the time limit of the probes that run it.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What it reads of an answer.
+const STATUS_LINE_BYTES: u64 = 256;
+
 /// What the command line asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -24,6 +32,8 @@ pub enum Command {
     CheckConfig(ConfigArgs),
     /// Make a token.
     Token(TokenArgs),
+    /// Ask a running gateway whether it is alive.
+    Health(HealthArgs),
 }
 
 /// The WebSocket gateway. Without a command it serves.
@@ -44,6 +54,8 @@ enum Subcommands {
     CheckConfig(ConfigArgs),
     /// Print a token signed with the configured HMAC secret
     Token(TokenArgs),
+    /// Ask a running gateway whether it is alive: exit code 0 if it is. For containers without a shell
+    Health(HealthArgs),
 }
 
 /// Flags about the configuration.
@@ -80,6 +92,17 @@ pub struct TokenArgs {
     pub config: Option<PathBuf>,
 }
 
+/// Flags of the `health` command.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct HealthArgs {
+    /// The internal address of the gateway
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
+    pub internal: String,
+    /// Ask whether it is ready instead: not before the backplane was reached, nor while it drains
+    #[arg(long)]
+    pub ready: bool,
+}
+
 impl ConfigArgs {
     /// The sources of the configuration. The environment is passed in: nothing here reads it.
     pub fn sources(&self, environment: BTreeMap<String, String>) -> Sources {
@@ -102,6 +125,7 @@ pub fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -
         Some(Subcommands::Serve(arguments)) => Command::Serve(arguments),
         Some(Subcommands::CheckConfig(arguments)) => Command::CheckConfig(arguments),
         Some(Subcommands::Token(arguments)) => Command::Token(arguments),
+        Some(Subcommands::Health(arguments)) => Command::Health(arguments),
     })
 }
 
@@ -164,6 +188,28 @@ pub fn token(arguments: &TokenArgs, environment: BTreeMap<String, String>, now_u
     }
 }
 
+/// The `health` command.
+pub fn health(arguments: &HealthArgs) -> Printed {
+    let path = if arguments.ready { "/health/ready" } else { "/health/live" };
+    match status_of(&arguments.internal, path) {
+        Ok(200) => Printed { success: true, ..Printed::default() },
+        Ok(status) => Printed::failure(&format!("{path} of {} answers {status}", arguments.internal)),
+        Err(error) => Printed::failure(&format!("{} cannot be asked: {error}", arguments.internal)),
+    }
+}
+
+/// The status with which an HTTP server answers.
+fn status_of(address: &str, path: &str) -> io::Result<u16> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
+    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream.take(STATUS_LINE_BYTES)).read_line(&mut line)?;
+    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no HTTP server"))
+}
+
 /// Claims that pass the gateway's own checks, as far as they ask for one text.
 fn claims(arguments: &TokenArgs, keys: &KeySet, now_unix: i64) -> NewToken {
     let exact = |rule: &Option<Expected>| match rule {
@@ -221,6 +267,33 @@ mod tests {
         assert_eq!(parsed("gateway token --user u17"), Command::Token(expected.clone()));
         let expected = TokenArgs { channel: Some("a:b".to_owned()), ttl: Duration::from_secs(90), ..expected };
         assert_eq!(parsed("gateway token --user u17 --channel a:b --ttl 90s"), Command::Token(expected));
+    }
+
+    #[test]
+    fn health_is_what_the_server_says() {
+        let answered = |line: &'static str| {
+            let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let internal = server.local_addr().expect("a bound socket has an address").to_string();
+            let answering = std::thread::spawn(move || {
+                let (mut stream, _) = server.accept().expect("somebody asks");
+                let mut request = String::new();
+                BufReader::new(&stream).read_line(&mut request).expect("a request");
+                stream.write_all(line.as_bytes()).expect("it listens");
+                request
+            });
+            let printed = health(&HealthArgs { internal, ready: true });
+            assert!(answering.join().expect("no panic").starts_with("GET /health/ready "));
+            (printed.success, printed.stderr)
+        };
+        assert_eq!(answered("HTTP/1.1 200 OK\r\n\r\n"), (true, String::new()));
+        let (success, why) = answered("HTTP/1.1 503 Service Unavailable\r\n\r\n");
+        assert!(!success && why.contains("503"), "{why}");
+        let (success, why) = answered("SSH-2.0\r\n");
+        assert!(!success && why.contains("no HTTP server"), "{why}");
+        let Command::Health(nobody) = parsed("gateway health --internal 127.0.0.1:1") else {
+            panic!("a health command")
+        };
+        assert!(!health(&nobody).success);
     }
 
     #[test]

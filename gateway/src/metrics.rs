@@ -11,6 +11,8 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::process::Usage;
+
 /// Live connections of this node.
 pub const CONNECTIONS: &str = "gateway_connections";
 /// Upgrades by `result`: `established` once a client has authenticated, else why it was refused.
@@ -113,6 +115,12 @@ pub const PROXY_BREAKER_OPEN: &str = "gateway_proxy_breaker_open";
 /// Connections that asked for a session, by `result`: `fresh`, `resumed`, or why they have none: `forked`, `anonymous`,
 /// `unavailable`, `unreadable`, `busy`. Beside these `taken_over` counts connections that gave way to a newer one.
 pub const SESSIONS: &str = "gateway_sessions_total";
+/// User and system time of the process. These three have the names that every Prometheus client gives them.
+pub const PROCESS_CPU: &str = "process_cpu_seconds_total";
+/// Resident memory of the process.
+pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
+/// Open descriptors of the process.
+pub const PROCESS_DESCRIPTORS: &str = "process_open_fds";
 /// 1, labelled by `version`.
 pub const BUILD: &str = "gateway_build_info";
 
@@ -188,6 +196,9 @@ fn describe() {
     describe_gauge!(PROXY_IN_FLIGHT, "Calls to the application under way or waiting for their turn, by proxy.");
     describe_counter!(PROXY_REFUSED, "Calls not made because the proxy had failed repeatedly.");
     describe_gauge!(PROXY_BREAKER_OPEN, "1 while a proxy that has failed repeatedly is left alone.");
+    describe_gauge!(PROCESS_CPU, Unit::Seconds, "User and system time of the process.");
+    describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
+    describe_gauge!(PROCESS_DESCRIPTORS, "Open descriptors of the process.");
     describe_gauge!(BUILD, "1, labelled by version.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -210,6 +221,13 @@ pub(crate) fn memory(stats: &MemoryStats) {
     counter!(MEMORY_EVICTED, "what" => "streams").absolute(stats.streams_evicted);
     counter!(MEMORY_EVICTED, "what" => "sessions").absolute(stats.sessions_evicted);
     counter!(MEMORY_REFUSED).absolute(stats.refusals);
+}
+
+/// Exports what the process uses. CPU time has fractions, which counters of this library have not.
+pub(crate) fn process(usage: &Usage) {
+    gauge!(PROCESS_CPU).set(usage.cpu_seconds);
+    gauge!(PROCESS_MEMORY).set(usage.resident_bytes as f64);
+    gauge!(PROCESS_DESCRIPTORS).set(usage.descriptors as f64);
 }
 
 /// Exports the state of the backplane.

@@ -29,6 +29,7 @@ use crate::cluster::follow::Follower;
 use crate::cluster::roster::Roster;
 use crate::drain::Afterwards;
 use crate::node::Node;
+use crate::process::Usage;
 
 /// How often the histogram samples are folded; without it they pile up.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -207,6 +208,7 @@ async fn watch(node: Arc<Node>, prometheus: PrometheusHandle) {
         if upkeep.elapsed() >= UPKEEP_INTERVAL {
             upkeep = Instant::now();
             prometheus.run_upkeep();
+            crate::metrics::process(&Usage::now());
         }
     }
 }
