@@ -2,7 +2,7 @@
 
 mod support;
 
-use backplane::conformance::{self, Factory, run_all, run_all_stores};
+use backplane::conformance::{self, Factory, run_all, run_all_lingering, run_all_stores};
 
 use support::broken::{Broken, Bug};
 use support::{Wrapped, ready_at_once};
@@ -14,6 +14,7 @@ fn planted(bug: Bug) -> impl Factory<Backplane = Broken> {
 #[test]
 fn without_a_bug_the_wrapper_passes() {
     ready_at_once(run_all(&planted(Bug::Nothing))).expect("every case passes");
+    ready_at_once(run_all_lingering(&planted(Bug::Nothing))).expect("every case passes");
     ready_at_once(run_all_stores(&planted(Bug::Nothing))).expect("every case passes");
 }
 
@@ -84,9 +85,13 @@ found! {
     presence_spans_channels: PresenceSpansChannels by presence_is_per_channel;
     presence_is_never_removed: PresenceIsNeverRemoved by presence_adds_and_removes;
     presence_lists_are_cut: PresenceListsAreCut by presence_holds_many_members;
+}
+
+found! {
+    run_all_lingering:
+    adopted_entries_leave: AdoptedEntriesLeave by members_that_come_back_do_not_leave;
     adoption_is_not_noticed: AdoptionIsNotNoticed by members_that_come_back_do_not_leave;
     adoption_is_always_noticed: AdoptionIsAlwaysNoticed by adoption_tells_whether_anybody_was_there;
-    adopted_entries_leave: AdoptedEntriesLeave by members_that_come_back_do_not_leave;
     lingering_is_ignored: LingeringIsIgnored by lingering_members_stay_and_leave_once;
     lingering_leaves_are_lost: LingeringLeavesAreLost by lingering_members_stay_and_leave_once,
         lingering_is_per_client;
