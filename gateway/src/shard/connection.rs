@@ -342,7 +342,7 @@ mod tests {
     /// task, and a few small lists.
     #[test]
     fn an_idle_connection_stays_small() {
-        assert!(size_of::<Session>() <= 112, "{}", size_of::<Session>());
-        assert!(size_of::<Connection>() <= 368, "{}", size_of::<Connection>());
+        assert!(size_of::<Session>() <= 120, "{}", size_of::<Session>());
+        assert!(size_of::<Connection>() <= 392, "{}", size_of::<Connection>());
     }
 }
