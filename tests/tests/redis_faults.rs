@@ -90,16 +90,20 @@ async fn an_output_buffer_that_overflows_loses_nothing() {
     trial.finish(&fleet[0]).await.expect_nothing_lost();
 }
 
+/// A call that was overtaken by a later one while its script was loaded again fails, rather than be carried out late; it
+/// is told apart by parts of the channels only, so now and then one fails that need not.
 #[tokio::test]
-async fn scripts_that_are_flushed_fail_no_publish() {
+async fn scripts_that_are_flushed_lose_nothing_and_fail_hardly_anything() {
+    const FLUSHES: usize = 20;
     let redis = Server::start(VOLATILE);
     let fleet = Fleet::start(&redis.config(""), 2).await;
     let trial = Trial::start(&fleet).await;
-    for _ in 0..20 {
+    for _ in 0..FLUSHES {
         redis.admin(&["SCRIPT", "FLUSH"]);
         trial.load.succeed(10).await;
     }
     let report = trial.finish(&fleet[0]).await;
     report.expect_nothing_lost();
-    assert_eq!(report.failures().count(), 0);
+    assert!(report.failures().all(|attempt| attempt.outcome == Err(100)), "temporary errors");
+    assert!(report.failures().count() <= FLUSHES, "{} failed", report.failures().count());
 }
