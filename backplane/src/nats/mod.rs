@@ -6,7 +6,7 @@
 //!
 //! # Positions stay true
 //! Offsets are the numbers of messages in a stream, plus a base that changes whenever numbers may be given a second time:
-//! see [`fence`]. A stream that was lost and made again is another epoch. Each channel with history begins with a message
+//! see `fence.rs`. A stream that was lost and made again is another epoch. Each channel with history begins with a message
 //! that says nothing, so that every position handed out is a message: whether everything after a position is there is
 //! then a question about the data (see [`coverage`](crate::coverage)).
 //!

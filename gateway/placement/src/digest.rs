@@ -90,7 +90,7 @@ impl fmt::Display for Pause {
 /// The state of the fleet.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Digest {
-    /// The version of the format; [`VERSION`](crate::report::VERSION).
+    /// The version of the format; [`VERSION`].
     pub v: u32,
     /// Higher with every coordinator.
     pub term: u64,

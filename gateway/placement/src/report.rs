@@ -25,7 +25,7 @@ pub const WEIGHT_RANGE: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 /// What a node says of itself.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Report {
-    /// The version of the format; [`VERSION`](crate::report::VERSION).
+    /// The version of the format; [`VERSION`].
     pub v: u32,
     /// For humans; in Kubernetes the name of the pod.
     pub name: String,
