@@ -119,7 +119,7 @@ fn a_connection_that_ended_does_not_return() {
             let deadline = Instant::now() + DEADLINE;
             for cut in 1..=CUTS {
                 link.cut_once();
-                while (count("closed"), count("open")) != (cut, 1) {
+                while (count("closed"), count("open")) != (cut, 1) || !node.backplane.status().is_up {
                     let seen = (count("closed"), count("open"));
                     assert!(Instant::now() < deadline, "cut {cut}: {seen:?} connections ended and live, {version:?}");
                     tokio::time::sleep(Duration::from_millis(20)).await;
