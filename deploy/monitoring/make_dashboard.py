@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes dashboard.json: the rows and panels below, laid out. Run it after a change; a test compares the two."""
+"""Writes dashboard.json: the rows and panels below, laid out. Run it after a change, and copy the
+file to the component monitoring and to the Helm chart."""
 
 import json
 import pathlib
