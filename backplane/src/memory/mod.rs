@@ -181,16 +181,11 @@ impl MemoryBackplane {
     /// Forgets the epoch that was used longest ago in a channel without subscribers, members and publications; if there
     /// is none, in one without subscribers and members.
     fn evict_channel(&self) -> bool {
-        let now = self.now();
-        let bare = self.oldest(Kind::Bare, now);
+        let bare = self.oldest(Kind::Bare, self.now());
         if bare.is_some_and(|channel| self.stripe(&channel).evict_stream(&channel, &self.counters)) {
             return true;
         }
-        self.stripes.iter().any(|stripe| {
-            let mut stripe = stripe.lock();
-            let oldest = stripe.oldest(Kind::Stored, now);
-            oldest.is_some_and(|(_, channel)| stripe.evict_stream(&channel, &self.counters))
-        })
+        self.stripes.iter().any(|stripe| stripe.lock().evict_unpinned(&self.counters))
     }
 
     /// Evicts publications until `cost` more bytes fit.

@@ -71,6 +71,11 @@ impl Order {
         }
     }
 
+    /// The streams with publications, as filed.
+    pub(super) fn stored(&self) -> impl Iterator<Item = &ChannelName> {
+        self.stored.iter().map(|(_, name)| name)
+    }
+
     /// Files a stream under its kind and its last use.
     pub(super) fn refile(&mut self, name: &ChannelName, stream: &mut Stream) {
         self.unfile(name, stream);

@@ -137,6 +137,14 @@ impl Stripe {
         evicted.unwrap_or(false)
     }
 
+    /// Forgets the stream of a channel with publications and without subscribers and members, one of those used longest
+    /// ago; says whether there was one. Looks past channels that are in use, all of them if need be.
+    pub(super) fn evict_unpinned(&mut self, counters: &Counters) -> bool {
+        let unpinned = |name: &&ChannelName| self.channels.get(*name).is_some_and(Channel::holds_at_most_stream);
+        let Some(name) = self.order.stored().find(unpinned).cloned() else { return false };
+        self.evict_stream(&name, counters)
+    }
+
     /// Forgets all streams and results of idempotency keys; subscriptions and members stay.
     pub(super) fn forget(&mut self, counters: &Counters) {
         let names: Vec<_> = self.channels.keys().cloned().collect();

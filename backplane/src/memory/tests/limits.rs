@@ -184,6 +184,22 @@ fn channels_with_history_give_way_when_nothing_barer_is_left() {
 }
 
 #[test]
+fn channels_in_use_hide_no_channel_that_can_give_way() {
+    let bench = limited(|limits| limits.channels = 200);
+    // Three to a stripe: the one with history that can give way is hardly alone in its stripe, and filed last.
+    for n in 0..199 {
+        let channel = format!("s{n}");
+        bench.subscribe(&[channel.as_str()]).expect("subscribe");
+        bench.store(&channel);
+        bench.clock.advance(Duration::from_millis(1));
+    }
+    bench.store("h");
+    bench.subscribe(&["t"]).expect("h gives way");
+    assert_eq!(bench.stats().streams_evicted, 1);
+    refused(bench.subscribe(&["u"]), "channels");
+}
+
+#[test]
 fn a_refused_subscribe_subscribes_nothing() {
     let bench = limited(|limits| limits.channels = 3);
     bench.subscribe(&["a"]).expect("subscribe");
