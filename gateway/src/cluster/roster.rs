@@ -274,7 +274,7 @@ impl Roster {
             Err(_) => {}
         }
         let last = self.last();
-        let heard = last.as_ref().map(|(digest, at)| Heard { digest: &**digest, at: *at });
+        let heard = last.as_ref().map(|(digest, at)| Heard { digest, at: *at });
         let random = rand::rng().random_range(0.0..1.0);
         role.ask_at = Some(ask_again_at(asked, now(), NodeKey::of(self.node), heard, REPORT_EVERY, random));
     }

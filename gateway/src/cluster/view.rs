@@ -99,17 +99,24 @@ impl Unknown {
 
 /// The table of reports as it was read last.
 #[derive(Default)]
-pub struct Table(Mutex<Option<(Instant, Option<Arc<Vec<Peer>>>)>>);
+pub struct Table(Mutex<Option<Read>>);
+
+/// One look at the table.
+struct Read {
+    at: Instant,
+    /// Nothing if it could not be read.
+    peers: Option<Arc<Vec<Peer>>>,
+}
 
 impl Table {
     async fn read(&self, roster: &Roster) -> Option<Arc<Vec<Peer>>> {
-        if let Some((at, peers)) = &*self.0.lock()
-            && at.elapsed() < TABLE_AGE
+        if let Some(read) = &*self.0.lock()
+            && read.at.elapsed() < TABLE_AGE
         {
-            return peers.clone();
+            return read.peers.clone();
         }
         let peers = roster.peers().await.ok().map(Arc::new);
-        *self.0.lock() = Some((Instant::now(), peers.clone()));
+        *self.0.lock() = Some(Read { at: Instant::now(), peers: peers.clone() });
         peers
     }
 }

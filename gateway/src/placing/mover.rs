@@ -95,7 +95,7 @@ impl Mover {
         self.shedder.reload(settings.shed.clone());
         let now = Instant::now();
         let last = self.roster.last();
-        let heard = last.as_ref().map(|(digest, at)| Heard { digest: &**digest, at: *at });
+        let heard = last.as_ref().map(|(digest, at)| Heard { digest, at: *at });
         let is_retiring = !self.node.is_leaving() && self.retirement.is_ordered(heard);
         self.node.placing.set_retiring(is_retiring);
         let weight = self.node.placement().weight;
