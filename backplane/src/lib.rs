@@ -129,12 +129,10 @@ pub trait PresenceStore: Send + Sync + 'static {
 
     /// Has this node's entry of a client linger that may come back: it stays listed for `grace`, also when this node
     /// leaves or dies meanwhile. Then it is removed and its leave announced, once, by whichever node is there, some seconds
-    /// late at most; after an outage of the backplane later, so that clients get the time to come back. Does nothing where
-    /// this node has no entry of the client. When the client is added or adopted before, on whichever node, no leave is
-    /// announced. From now on the entry is nobody's: [`remove_presence`](Self::remove_presence) need not find it.
-    ///
-    /// An implementation that cannot do this answers with [`BackplaneError::Protocol`] and leaves the entry as it is; the
-    /// gateway keeps no sessions on it.
+    /// late at most; when this node has died not necessarily before its lease has ended; after an outage of the backplane
+    /// later, so that clients get the time to come back. Does nothing where this node has no entry of the client. When the
+    /// client is added or adopted before, on whichever node, no leave is announced. From now on the entry is nobody's:
+    /// [`remove_presence`](Self::remove_presence) need not find it.
     fn linger_presence<'a>(
         &'a self,
         channel: &'a ChannelName,

@@ -72,12 +72,14 @@ mod debian {
     use super::*;
 
     backplane::conformance_tests!(nats(Version::Debian), run);
+    backplane::lingering_conformance_tests!(nats(Version::Debian), run);
 }
 
 mod current {
     use super::*;
 
     backplane::conformance_tests!(nats(Version::Current), run);
+    backplane::lingering_conformance_tests!(nats(Version::Current), run);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backplane::nats::NatsConfig;
-use backplane::{Backplane, ChannelName, ClientId, Delivery, PresenceEvent, PresenceStore};
+use backplane::{Backplane, ChannelName, ClientId, ClientInfo, Delivery, PresenceEvent, PresenceStore};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use nats_server::node::{DEADLINE, Event, Node, again, channel, client};
@@ -205,6 +205,193 @@ fn a_late_removal_spares_the_client_on_another_node(version: Version) {
     });
 }
 
+/// How often each client has left, as this node was told, when `count` have left and then nothing came for some time.
+async fn leaves(node: &mut Node, count: usize) -> HashMap<ClientId, usize> {
+    let mut left: HashMap<ClientId, usize> = HashMap::new();
+    let gathered = async {
+        loop {
+            // Long enough for those that come twice.
+            match tokio::time::timeout(Duration::from_secs(2), node.events.recv()).await {
+                Ok(Some(Event::Delivered(_, Delivery::Presence(PresenceEvent::Leave(info))))) => {
+                    *left.entry(info.client).or_default() += 1;
+                }
+                Ok(_) => {}
+                Err(_) if left.len() >= count => return,
+                Err(_) => {}
+            }
+        }
+    };
+    let outcome = tokio::time::timeout(2 * DEADLINE, gathered).await;
+    assert!(outcome.is_ok(), "{} of {count} have left in time", left.len());
+    left
+}
+
+async fn adopt(node: &Node, room: &ChannelName, info: &Arc<ClientInfo>) -> bool {
+    again(|| node.backplane.adopt_presence(room, Arc::clone(info))).await
+}
+
+/// Those who may come back outlive their node: they are adopted elsewhere, or leave exactly once when their time is over.
+fn lingering_members_outlive_their_node(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let config = short_lease(server.config());
+        let dead = Node::connect(&config).await;
+        let mut others = Vec::new();
+        for _ in 0..3 {
+            others.push(Node::connect(&config).await);
+        }
+        let [room] = channel("a.b *>%");
+        for other in &others {
+            other.backplane.subscribe(std::slice::from_ref(&room)).await.expect("subscribe");
+        }
+        let clients: Vec<_> = (0..20).map(|n| client(&n.to_string())).collect();
+        for client in &clients {
+            dead.backplane.add_presence(&room, Arc::clone(client)).await.expect("add_presence");
+        }
+        let (cut_off, gone) = clients.split_at(10);
+        for client in gone {
+            let lingers = dead.backplane.linger_presence(&room, client.client, Duration::from_secs(10));
+            lingers.await.expect("linger_presence");
+        }
+        drop(dead);
+        assert!(adopt(&others[0], &room, &cut_off[0]).await, "nobody has said that its node is dead");
+        until_members(&others[1], &room, 11).await;
+        assert!(adopt(&others[1], &room, &gone[0]).await, "it lingers longer than the lease lived");
+        for other in &mut others {
+            let left = leaves(other, 18).await;
+            assert!(left.values().all(|times| *times == 1), "each leaves once: {left:?}");
+            assert!(!left.contains_key(&cut_off[0].client) && !left.contains_key(&gone[0].client), "they came back");
+            assert_eq!(left.len(), 18);
+        }
+        until_members(&others[2], &room, 2).await;
+        let swept = async {
+            // Three leases and two entries.
+            while rows(&server) != 5 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, swept).await.expect("nothing stays behind");
+    });
+}
+
+/// The server restarts, and the nodes take other leases: who lingers still does, and leaves once.
+fn lingering_members_outlive_a_restart(version: Version) {
+    run(async {
+        let mut server = Server::start(version);
+        let config = short_lease(server.config());
+        let (node, mut other) = (Node::connect(&config).await, Node::connect(&config).await);
+        let [room] = channel("room");
+        other.backplane.subscribe(std::slice::from_ref(&room)).await.expect("subscribe");
+        let (stays, gone, back) = (client("stays"), client("gone"), client("back"));
+        for client in [&stays, &gone, &back] {
+            node.backplane.add_presence(&room, Arc::clone(client)).await.expect("add_presence");
+        }
+        for client in [&gone, &back] {
+            let lingers = node.backplane.linger_presence(&room, client.client, Duration::from_secs(8));
+            lingers.await.expect("linger_presence");
+        }
+        server.restart();
+        // Some time after everything was written under new leases: what is under the former ones is swept.
+        let watched = async {
+            loop {
+                assert_eq!(members(&other, &room).await, 3);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(4), watched).await.expect_err("it goes on until the time is over");
+        assert!(adopt(&other, &room, &back).await);
+        assert_eq!(leaves(&mut other, 1).await, HashMap::from([(gone.client, 1)]));
+        until_members(&other, &room, 2).await;
+    });
+}
+
+/// Clients come back at the moment at which they are taken for gone: each was adopted, or its leave was announced once,
+/// and all are there in the end.
+fn adoption_and_leaving_exclude_each_other(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let config = short_lease(server.config());
+        let (former, present) = (Node::connect(&config).await, Node::connect(&config).await);
+        let mut watcher = Node::connect(&config).await;
+        let [room] = channel("room");
+        watcher.backplane.subscribe(std::slice::from_ref(&room)).await.expect("subscribe");
+        let clients: Vec<_> = (0..300).map(|n| client(&n.to_string())).collect();
+        for client in &clients {
+            former.backplane.add_presence(&room, Arc::clone(client)).await.expect("add_presence");
+        }
+        let mut returns = Vec::new();
+        for (n, client) in (0_u64..).zip(&clients) {
+            let grace = Duration::from_millis(1000 + 5 * n);
+            former.backplane.linger_presence(&room, client.client, grace).await.expect("linger_presence");
+            // Entries are looked at in steps of 150 ms.
+            returns.push((Instant::now() + grace + Duration::from_millis(n % 9 * 25), client));
+        }
+        let adopted = returns.into_iter().map(async |(time, client)| {
+            tokio::time::sleep_until(time.into()).await;
+            (client.client, adopt(&present, &room, client).await)
+        });
+        let adopted: HashMap<ClientId, bool> = join_all(adopted).await.into_iter().collect();
+        let count = adopted.values().filter(|is_adopted| !**is_adopted).count();
+        println!("{version:?}: {count} of {} had left", clients.len());
+        let left = leaves(&mut watcher, count).await;
+        for (client, is_adopted) in adopted {
+            let times = left.get(&client).copied().unwrap_or(0);
+            assert_eq!(times, usize::from(!is_adopted), "leaves of a client that was adopted: {is_adopted}");
+        }
+        assert_eq!(members(&watcher, &room).await, clients.len());
+    });
+}
+
+/// What a node does late about a client that another one has adopted does not concern it any more.
+fn a_late_goodbye_spares_the_client_on_another_node(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let config = short_lease(server.config());
+        let (former, mut present) = (Node::connect(&config).await, Node::connect(&config).await);
+        let ([room], moved) = (channel("room"), client("moved"));
+        present.backplane.subscribe(std::slice::from_ref(&room)).await.expect("subscribe");
+        former.backplane.add_presence(&room, Arc::clone(&moved)).await.expect("add_presence");
+        assert!(adopt(&present, &room, &moved).await);
+        let late = former.backplane.linger_presence(&room, moved.client, Duration::ZERO);
+        late.await.expect("linger_presence");
+        former.backplane.remove_presence(&room, moved.client).await.expect("remove_presence");
+        drop(former);
+        assert_eq!(leaves(&mut present, 0).await, HashMap::new());
+        until_members(&present, &room, 1).await;
+    });
+}
+
+/// Clients go, or come back in vain, while the server is silent: each of them leaves once, afterwards.
+fn leaves_that_an_outage_has_stopped_are_made_good(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let timeout = Duration::from_millis(300);
+        let config = NatsConfig { command_timeout: timeout, connect_timeout: timeout, ..short_lease(server.config()) };
+        let (node, other) = (Node::connect(&config).await, Node::connect(&config).await);
+        let mut watcher = Node::connect(&server.config()).await;
+        let [room] = channel("room");
+        watcher.backplane.subscribe(std::slice::from_ref(&room)).await.expect("subscribe");
+        let clients: Vec<_> = (0..60).map(|n| client(&n.to_string())).collect();
+        for client in &clients {
+            again(|| node.backplane.add_presence(&room, Arc::clone(client))).await;
+        }
+        let (going, gone) = clients.split_at(30);
+        for client in gone {
+            again(|| node.backplane.linger_presence(&room, client.client, Duration::from_millis(500))).await;
+        }
+        server.signal(Signal::SIGSTOP);
+        let goodbyes = going.iter().map(|client| node.backplane.linger_presence(&room, client.client, timeout));
+        let returns = gone.iter().map(|client| other.backplane.adopt_presence(&room, Arc::clone(client)));
+        let (goodbyes, returns) = futures_util::future::join(join_all(goodbyes), join_all(returns)).await;
+        server.signal(Signal::SIGCONT);
+        assert!(goodbyes.iter().all(Result::is_err) && returns.iter().all(Result::is_err), "the server was silent");
+        let left = leaves(&mut watcher, clients.len()).await;
+        assert!(left.values().all(|times| *times == 1), "each leaves once: {left:?}");
+        assert_eq!(left.len(), clients.len());
+        until_members(&watcher, &room, 0).await;
+    });
+}
+
 /// Writing everything anew takes longer than a lease lives, which must not end for that.
 fn a_lease_outlives_the_registration_of_many_channels(version: Version) {
     run(async {
@@ -262,6 +449,11 @@ on_both! {
     lost_entries_are_written_anew
     removals_during_an_outage_leave_no_ghosts
     a_late_removal_spares_the_client_on_another_node
+    lingering_members_outlive_their_node
+    lingering_members_outlive_a_restart
+    adoption_and_leaving_exclude_each_other
+    a_late_goodbye_spares_the_client_on_another_node
+    leaves_that_an_outage_has_stopped_are_made_good
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Sessions that outlive a connection, over two nodes on Redis.
+//! Sessions that outlive a connection, over the nodes of a fleet.
 
 use serde_json::{Value, json};
 use tests::agent::Agent;
@@ -6,17 +6,32 @@ use tests::client::Client;
 use tests::fleet::Fleet;
 use tests::front::Front;
 use tests::gateway::Gateway;
-use tests::redis::{Server, VOLATILE};
+use tests::store::{Kind, Store};
+
+tests::on_every_store! {
+    whoever_comes_back_on_another_node_was_never_away
+    whoever_does_not_come_back_leaves_once
+    a_node_that_drains_or_dies_takes_no_member_along
+    whoever_lingers_outlives_all_nodes
+    a_client_that_says_goodbye_leaves_at_once
+    two_living_clients_with_one_id_do_not_fight_for_it
+    a_dead_connection_that_is_replaced_forks_nothing
+    the_session_of_a_banned_user_never_resumes
+    what_the_application_takes_away_is_not_restored
+    another_user_finds_nothing_under_the_same_id
+    javascript_keeps_its_id_on_another_node
+    python_keeps_its_id_on_another_node
+}
 
 const SESSION: &str = "page-load-0001";
 
 /// Long enough to come back, short enough to be waited for.
 const SETTINGS: &str = "lease_ttl = \"3s\"\nlease_interval = \"1s\"\n[session]\npresence_grace = \"3s\"";
 
-async fn fleet() -> (Server, Fleet) {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(SETTINGS), 2).await;
-    (redis, fleet)
+async fn fleet(kind: Kind) -> (Store, Fleet) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(SETTINGS), 2).await;
+    (store, fleet)
 }
 
 /// A connection of this user with a session, and its client id.
@@ -54,9 +69,8 @@ async fn members(node: &Gateway) -> u64 {
     stats["num_clients"].as_u64().expect("a number")
 }
 
-#[tokio::test]
-async fn whoever_comes_back_on_another_node_was_never_away() {
-    let (_redis, fleet) = fleet().await;
+async fn whoever_comes_back_on_another_node_was_never_away(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
     let mut watcher = watcher(&fleet[0]).await;
     let (mut ann, first) = connect(&fleet[0], "ann").await;
     ann.subscribe("lobby:a").await;
@@ -73,6 +87,10 @@ async fn whoever_comes_back_on_another_node_was_never_away() {
 
     for round in 0..3 {
         ann.vanish();
+        if round == 0 {
+            // What she was given within the last second is written down at the end of her connection.
+            until_ended(&fleet[1]).await;
+        }
         let node = &fleet[(round + 1) % 2];
         let (back, result) = connect(node, "ann").await;
         ann = back;
@@ -94,9 +112,8 @@ async fn whoever_comes_back_on_another_node_was_never_away() {
     assert_eq!(resumed, Some(2.0));
 }
 
-#[tokio::test]
-async fn whoever_does_not_come_back_leaves_once() {
-    let (_redis, fleet) = fleet().await;
+async fn whoever_does_not_come_back_leaves_once(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
     let mut watcher = watcher(&fleet[0]).await;
     for is_killed in [false, true] {
         let (mut ann, result) = connect(&fleet[1], "ann").await;
@@ -116,10 +133,9 @@ async fn whoever_does_not_come_back_leaves_once() {
     }
 }
 
-#[tokio::test]
-async fn a_node_that_drains_or_dies_takes_no_member_along() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config(SETTINGS), 3).await;
+async fn a_node_that_drains_or_dies_takes_no_member_along(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config(SETTINGS), 3).await;
     let mut watcher = watcher(&fleet[0]).await;
     let (mut ann, first) = connect(&fleet[1], "ann").await;
     ann.subscribe("lobby:a").await;
@@ -143,10 +159,35 @@ async fn a_node_that_drains_or_dies_takes_no_member_along() {
     expect_nothing(&mut watcher, &fleet[0]).await;
 }
 
-#[tokio::test]
-async fn a_client_that_says_goodbye_leaves_at_once() {
-    let redis = Server::start(VOLATILE);
-    let fleet = Fleet::start(&redis.config("[session]\npresence_grace = \"1m\""), 2).await;
+/// All nodes are stopped, and others are started in their place, as in a rollout at once.
+async fn whoever_lingers_outlives_all_nodes(kind: Kind) {
+    let store = kind.volatile();
+    // Longer than another node takes to start.
+    let settings = SETTINGS.replace("presence_grace = \"3s\"", "presence_grace = \"10s\"");
+    let mut fleet = Fleet::start(&store.config(&settings), 1).await;
+    let (mut ann, first) = connect(&fleet[0], "ann").await;
+    let (mut bob, _) = connect(&fleet[0], "bob").await;
+    for client in [&mut ann, &mut bob] {
+        client.subscribe("lobby:a").await;
+    }
+    fleet[0].terminate();
+    ann.vanish();
+    bob.vanish();
+    assert_eq!(fleet[0].exit_code().await, 0);
+    fleet = Fleet::start(&store.config(&settings), 1).await;
+    let mut watcher = watcher(&fleet[0]).await;
+    let (mut ann, again) = connect(&fleet[0], "ann").await;
+    assert_eq!(again["client"], first["client"]);
+    ann.subscribe("lobby:a").await;
+    let left = watcher.push().await;
+    assert_eq!(left["leave"]["info"]["user"], json!("bob"), "the very next thing: {left}");
+    assert_eq!(members(&fleet[0]).await, 2);
+    expect_nothing(&mut watcher, &fleet[0]).await;
+}
+
+async fn a_client_that_says_goodbye_leaves_at_once(kind: Kind) {
+    let store = kind.volatile();
+    let fleet = Fleet::start(&store.config("[session]\npresence_grace = \"1m\""), 2).await;
     let mut watcher = watcher(&fleet[0]).await;
     let (mut ann, first) = connect(&fleet[1], "ann").await;
     ann.subscribe("lobby:a").await;
@@ -158,9 +199,8 @@ async fn a_client_that_says_goodbye_leaves_at_once() {
     assert_eq!(again["client"], first["client"]);
 }
 
-#[tokio::test]
-async fn two_living_clients_with_one_id_do_not_fight_for_it() {
-    let (_redis, fleet) = fleet().await;
+async fn two_living_clients_with_one_id_do_not_fight_for_it(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
     let (mut tab, first) = connect(&fleet[0], "ann").await;
     tab.subscribe("lobby:a").await;
     let (mut copy, second) = connect(&fleet[1], "ann").await;
@@ -180,11 +220,22 @@ async fn two_living_clients_with_one_id_do_not_fight_for_it() {
         assert_eq!(client.publication("bare:a").await["data"], json!(1));
     }
     assert_eq!(fleet[0].metric("gateway_sessions_total{result=\"forked\"}").await, Some(1.0));
+    // Whichever of them reconnects, on whichever node, the other one stays.
+    for node in [1, 0, 1] {
+        tab.vanish();
+        let (again, other) = connect(&fleet[node], "ann").await;
+        assert_ne!(other["client"], first["client"]);
+        tab = again;
+        tab.subscribe("bare:a").await;
+        fleet[0].api().publish("bare:a", json!(node)).await;
+        for client in [&mut tab, &mut copy] {
+            assert_eq!(client.publication("bare:a").await["data"], json!(node), "the very next thing it hears");
+        }
+    }
 }
 
-#[tokio::test]
-async fn a_dead_connection_that_is_replaced_forks_nothing() {
-    let (_redis, fleet) = fleet().await;
+async fn a_dead_connection_that_is_replaced_forks_nothing(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
     let mut watcher = watcher(&fleet[0]).await;
     // It never reads, as a peer behind a cable that was cut.
     let (mut dead, first) = connect(&fleet[0], "ann").await;
@@ -200,9 +251,8 @@ async fn a_dead_connection_that_is_replaced_forks_nothing() {
     expect_nothing(&mut watcher, &fleet[1]).await;
 }
 
-#[tokio::test]
-async fn the_session_of_a_banned_user_never_resumes() {
-    let (_redis, fleet) = fleet().await;
+async fn the_session_of_a_banned_user_never_resumes(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
     let (mut ann, first) = connect(&fleet[0], "ann").await;
     fleet[1].api().ok("subscribe", json!({ "user": "ann", "channel": "news:vip" })).await;
     assert!(ann.push().await["subscribe"].is_object());
@@ -220,9 +270,8 @@ async fn the_session_of_a_banned_user_never_resumes() {
     assert_ne!(third["client"], second["client"]);
 }
 
-#[tokio::test]
-async fn what_the_application_takes_away_is_not_restored() {
-    let (_redis, fleet) = fleet().await;
+async fn what_the_application_takes_away_is_not_restored(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
     let (mut ann, first) = connect(&fleet[0], "ann").await;
     for channel in ["news:a", "news:b"] {
         fleet[1].api().ok("subscribe", json!({ "user": "ann", "channel": channel })).await;
@@ -240,9 +289,8 @@ async fn what_the_application_takes_away_is_not_restored() {
     assert!(again["subs"]["news:b"].is_object(), "{again}");
 }
 
-#[tokio::test]
-async fn another_user_finds_nothing_under_the_same_id() {
-    let (_redis, fleet) = fleet().await;
+async fn another_user_finds_nothing_under_the_same_id(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
     let (_ann, first) = connect(&fleet[0], "ann").await;
     let (_bob, second) = connect(&fleet[1], "bob").await;
     assert_ne!(first["client"], second["client"]);
@@ -253,21 +301,19 @@ async fn another_user_finds_nothing_under_the_same_id() {
     assert_eq!(fleet[0].api().error("session_set", large).await, 107);
 }
 
-#[tokio::test]
-async fn javascript_keeps_its_id_on_another_node() {
-    moves(Agent::node().await).await;
+async fn javascript_keeps_its_id_on_another_node(kind: Kind) {
+    moves(Agent::node().await, kind).await;
 }
 
-#[tokio::test]
-async fn python_keeps_its_id_on_another_node() {
-    moves(Agent::python().await).await;
+async fn python_keeps_its_id_on_another_node(kind: Kind) {
+    moves(Agent::python().await, kind).await;
 }
 
 /// The real SDK, cut off and drained.
-async fn moves(mut agent: Agent) {
-    let redis = Server::start(VOLATILE);
+async fn moves(mut agent: Agent, kind: Kind) {
+    let store = kind.volatile();
     let settings = SETTINGS.replace("\"3s\"", "\"15s\"");
-    let fleet = Fleet::start(&redis.config(&settings), 3).await;
+    let fleet = Fleet::start(&store.config(&settings), 3).await;
     let mut watcher = watcher(&fleet[2]).await;
     let front = Front::to(&fleet[0]).await;
     let connected = agent.connect("ann", &format!("{}?session={SESSION}", front.url())).await;

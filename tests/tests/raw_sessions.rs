@@ -26,6 +26,9 @@ async fn a_client_that_comes_back_to_the_same_node_was_never_away() {
     let (mut ann, first) = connect(&node, "ann").await;
     ann.subscribe("lobby:a").await;
     assert!(watcher.push().await["join"].is_object());
+    let state = json!({ "draft": "half a sentence" });
+    let stored = json!({ "user": "ann", "session": SESSION, "state": state, "revision": 0 });
+    assert_eq!(node.api().ok("session_set", stored).await["stored"], json!(true));
     for is_replaced in [false, true, false, true] {
         if is_replaced {
             // The node still believes in the old connection.
@@ -41,6 +44,8 @@ async fn a_client_that_comes_back_to_the_same_node_was_never_away() {
             ann = again;
         }
     }
+    let found = node.api().ok("session_get", json!({ "user": "ann", "session": SESSION })).await;
+    assert_eq!((&found["client"], &found["state"]), (&first["client"], &state));
     let (mut bob, _) = connect(&node, "bob").await;
     bob.subscribe("lobby:a").await;
     assert_eq!(watcher.push().await["join"]["info"]["user"], json!("bob"), "the very next thing");

@@ -60,6 +60,11 @@ impl Known {
         !self.lease.is_ended && !is_over(&self.row, self.lease.ttl_ms, now)
     }
 
+    /// Whether its node has given it up, or somebody has ended it.
+    pub(super) fn is_ended(&self) -> bool {
+        self.lease.is_ended
+    }
+
     /// When it was written.
     pub(super) fn time(&self) -> u64 {
         self.row.time

@@ -38,10 +38,13 @@ mod classes;
 mod clock;
 mod config;
 mod connection;
+mod doubt;
+mod entry;
 mod envelope;
 mod fence;
 mod hold;
 mod lease;
+mod lingering;
 mod members;
 mod names;
 mod order;
@@ -122,7 +125,7 @@ impl NatsBackplane {
         let presence = Presence::register(&base, Arc::clone(&once)).await?;
         let deliveries = Deliveries::connect(&base, &classes).await?;
         let lookout = tokio::spawn(look(Arc::downgrade(&classes), Arc::clone(&base.config)));
-        let maintenance = tokio::spawn(reaper::maintain(Arc::downgrade(&presence), base.config.lease_interval));
+        let maintenance = tokio::spawn(reaper::look_after(Arc::downgrade(&presence), base.config.lease_interval));
         Ok(Self { base, classes, deliveries, once, fleet, sessions, presence, lookout, maintenance })
     }
 

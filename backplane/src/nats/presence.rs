@@ -2,7 +2,8 @@
 //!
 //! Every entry is a row of its own, named after channel, lease and client, so that whatever a node removes is its own. A
 //! node renews one lease, not one row per client; readers ignore entries of dead leases; a survivor removes them and
-//! announces the leaves, once (see [`reaper`](super::reaper)).
+//! announces the leaves, once (see [`reaper`](super::reaper)). Entries of clients that may come back outlive the lease: see
+//! [`lingering`](super::lingering).
 //!
 //! A lease id is never used again: a node whose lease has ended takes a new one and writes its entries anew. The same is
 //! done when a fence was appended to the table or it was made anew, because entries may have been lost, or old ones may
@@ -20,16 +21,15 @@ use uuid::Uuid;
 
 use super::NatsBackplane;
 use super::base::Base;
+use super::doubt::{Doubt, Fate};
+use super::entry::{self, Entry, State};
 use super::lease::{self, Known, Lease};
+use super::lingering::Lingering;
 use super::names::token;
-use super::request::{Stored, Write};
+use super::request::Write;
 use super::stream::{Ready, Stream, StreamSettings};
-use super::table::{Answer, Table, millis, too_many_others, unreadable};
-use crate::record::{Record, decode, encode_presence};
-use crate::{
-    BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, PresenceEvent, PresenceStats, PresenceStore,
-    UserId,
-};
+use super::table::{Answer, Table, millis, too_many_others};
+use crate::{BackplaneError, BackplaneFuture, ChannelName, ClientId, ClientInfo, PresenceStats, PresenceStore, UserId};
 
 /// Locks that keep changes of one channel by this node in order.
 const STRIPES: usize = 64;
@@ -53,7 +53,7 @@ pub(super) struct Presence {
     /// Where leaves of others are published, each once.
     pub(super) once: Arc<Stream>,
     pub(super) ttl: Duration,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     name: String,
     pub(super) local: Mutex<Local>,
     leases: Mutex<Option<(Instant, Arc<Vec<Known>>)>>,
@@ -82,7 +82,28 @@ pub(super) struct Local {
     retired: Vec<(Uuid, u8)>,
     rooms: HashMap<ChannelName, Room>,
     /// Entries that must go but may still be there, after a call that failed.
-    doubtful: HashSet<(ChannelName, ClientId)>,
+    pub(super) doubtful: HashMap<(ChannelName, ClientId), Fate>,
+    /// Entries that linger, by their subjects: as many as clients have gone within the time that they linger.
+    pub(super) lingering: HashMap<String, Lingering>,
+    /// When the lease was last in question; `None` if it never was.
+    pub(super) unwell: Option<Instant>,
+}
+
+impl Local {
+    /// A client of this node is in a channel.
+    pub(super) fn show(&mut self, channel: &ChannelName, info: &Arc<ClientInfo>) {
+        self.rooms.entry(channel.clone()).or_default().insert(Arc::clone(info));
+    }
+
+    /// It is not any more.
+    pub(super) fn hide(&mut self, channel: &ChannelName, client: ClientId) {
+        if let Some(room) = self.rooms.get_mut(channel) {
+            room.members.remove(&client);
+            if room.members.is_empty() {
+                self.rooms.remove(channel);
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -133,7 +154,9 @@ impl Presence {
                 former: None,
                 retired: Vec::new(),
                 rooms: HashMap::new(),
-                doubtful: HashSet::new(),
+                doubtful: HashMap::new(),
+                lingering: HashMap::new(),
+                unwell: None,
             }),
             leases: Mutex::default(),
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
@@ -152,14 +175,8 @@ impl Presence {
     async fn add(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Answer<()> {
         self.in_time(async {
             let _order = self.stripe(channel).await?;
-            let client = info.client;
-            {
-                let mut local = self.local.lock();
-                local.doubtful.remove(&(channel.clone(), client));
-                local.rooms.entry(channel.clone()).or_default().insert(Arc::clone(&info));
-            }
-            let guard = Doubt { presence: self, channel, client, settled: false };
-            self.write(channel, &info).await?;
+            let guard = self.begin_entry(channel, &info, Fate::Erased);
+            self.write(channel, &info, None).await?;
             guard.settle();
             Ok(())
         })
@@ -167,25 +184,37 @@ impl Presence {
     }
 
     async fn remove(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
-        self.in_time(async {
-            // Before anything can fail, or be dropped. A later addition waits behind this and settles it.
-            let guard = Doubt { presence: self, channel, client, settled: false };
-            let _order = self.stripe(channel).await?;
-            self.erase(channel, client).await?;
-            guard.settle();
-            Ok(())
-        })
-        .await
+        self.in_time(self.end_now(channel, client, Fate::Erased)).await
+    }
+
+    pub(super) async fn end_now(&self, channel: &ChannelName, client: ClientId, fate: Fate) -> Answer<()> {
+        // Before anything can fail, or be dropped. A later addition waits behind this and settles it.
+        let guard = Doubt::new(self, channel, client, fate);
+        let _order = self.stripe(channel).await?;
+        self.end(channel, client, fate).await?;
+        guard.settle();
+        Ok(())
+    }
+
+    /// Has an entry of this node go, now or later; the stripe is locked.
+    async fn end(&self, channel: &ChannelName, client: ClientId, fate: Fate) -> Answer<()> {
+        match fate {
+            Fate::Erased => self.erase(channel, client).await?,
+            Fate::Lingers(grace) => self.hand_over(channel, client, grace).await?,
+            Fate::GivenBack => self.give_back(channel, client).await?,
+        }
+        self.local.lock().hide(channel, client);
+        Ok(())
     }
 
     /// A change waits for the change before it, and both together must end before a client gives up.
-    async fn in_time(&self, change: impl Future<Output = Answer<()>>) -> Answer<()> {
+    pub(super) async fn in_time<T>(&self, change: impl Future<Output = Answer<T>>) -> Answer<T> {
         let timed = tokio::time::timeout(2 * self.timeout, change).await;
         timed.unwrap_or_else(|_| Err(BackplaneError::Unavailable("nats did not answer in time".to_owned())))
     }
 
     /// Waits for earlier changes of the channel by this node, but not for ever.
-    async fn stripe(&self, channel: &ChannelName) -> Answer<MutexGuard<'_, ()>> {
+    pub(super) async fn stripe(&self, channel: &ChannelName) -> Answer<MutexGuard<'_, ()>> {
         let mut hasher = DefaultHasher::new();
         channel.hash(&mut hasher);
         let stripe = &self.stripes[(hasher.finish() % STRIPES as u64) as usize];
@@ -198,16 +227,51 @@ impl Presence {
         self.table.subject(&["p", "e", channel, lease, client])
     }
 
-    /// Writes an entry under the present lease; the stripe is locked.
-    async fn write(&self, channel: &ChannelName, info: &Arc<ClientInfo>) -> Answer<()> {
-        let lease = self.local.lock().lease.map(|own| own.id).unwrap_or_default();
-        let ids = (lease.simple().to_string(), info.client.0.simple().to_string());
-        let subject = self.entry(&token(channel.as_str()), &ids.0, &ids.1)?;
-        // As a leave, because that is what a reaper makes of it.
-        let payload = encode_presence(&PresenceEvent::Leave(Arc::clone(info)));
+    /// The subject of an entry of this node.
+    pub(super) fn own_entry(&self, channel: &ChannelName, lease: Uuid, client: ClientId) -> Answer<String> {
+        self.entry(&token(channel.as_str()), &lease.simple().to_string(), &client.0.simple().to_string())
+    }
+
+    /// An entry of this node as it was last written, if that is known.
+    pub(super) fn known_entry(&self, channel: &ChannelName, client: ClientId) -> Answer<Option<Entry>> {
+        let (info, lease, number) = {
+            let local = self.local.lock();
+            let member = local.rooms.get(channel).and_then(|room| room.members.get(&client));
+            let Some((member, (lease, number))) = member.and_then(|member| Some((member, member.row?))) else {
+                return Ok(None);
+            };
+            (Arc::clone(&member.info), lease, number)
+        };
+        let (subject, record) = (self.own_entry(channel, lease, client)?, entry::record(&info));
+        Ok(Some(Entry { subject, number, time: 0, lease, client, state: State::Present, record }))
+    }
+
+    /// The present lease.
+    pub(super) fn lease_id(&self) -> Option<Uuid> {
+        self.local.lock().lease.map(|own| own.id)
+    }
+
+    /// The leases under which this node may have entries, the present one first.
+    pub(super) fn own_leases(&self) -> Vec<Uuid> {
+        let local = self.local.lock();
+        let retired = local.retired.iter().rev().map(|(id, _)| *id);
+        local.lease.iter().map(|own| own.id).chain(retired).collect()
+    }
+
+    /// Writes an entry under the present lease, if its row there is the one that is expected, where one is; whether it was.
+    /// The stripe is locked.
+    pub(super) async fn write(
+        &self,
+        channel: &ChannelName,
+        info: &Arc<ClientInfo>,
+        expected: Option<u64>,
+    ) -> Answer<bool> {
+        let lease = self.lease_id().unwrap_or_default();
+        let subject = self.own_entry(channel, lease, info.client)?;
+        let payload = entry::payload(State::Present, &entry::record(info));
         let written = self.call(async {
             let ready = self.table.ready().await?;
-            let written = self.table.put(&ready, Write::new(subject, payload)).await?;
+            let written = self.table.put(&ready, Write { expected, ..Write::new(subject, payload) }).await?;
             Ok((data_set(&ready), written))
         });
         let (data_set, written) = written.await?;
@@ -218,21 +282,18 @@ impl Presence {
         if let Some(member) = member {
             member.row = written.filter(|_| is_sure).map(|written| (lease, written.number));
         }
-        Ok(())
+        Ok(written.is_some())
     }
 
     /// Removes an entry from NATS; the stripe is locked.
-    async fn erase(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
-        // Only what this node has written: the client may be on another node by now, under the same id.
-        let (leases, row) = {
+    pub(super) async fn erase(&self, channel: &ChannelName, client: ClientId) -> Answer<()> {
+        let row = {
             let local = self.local.lock();
-            let retired = local.retired.iter().map(|(id, _)| *id);
-            let leases: Vec<Uuid> = local.lease.iter().map(|own| own.id).chain(retired).collect();
-            (leases, local.rooms.get(channel).and_then(|room| room.members.get(&client)).and_then(|member| member.row))
+            local.rooms.get(channel).and_then(|room| room.members.get(&client)).and_then(|member| member.row)
         };
-        let (channel_token, client_token) = (token(channel.as_str()), client.0.simple().to_string());
-        for lease in leases {
-            let subject = self.entry(&channel_token, &lease.simple().to_string(), &client_token)?;
+        // Only what this node has written: the client may be on another node by now, under the same id.
+        for lease in self.own_leases() {
+            let subject = self.own_entry(channel, lease, client)?;
             self.call(async {
                 let ready = self.table.ready().await?;
                 let is_sure = data_set(&ready) == self.local.lock().taken_in;
@@ -243,38 +304,30 @@ impl Presence {
             })
             .await?;
         }
-        let mut local = self.local.lock();
-        if let Some(room) = local.rooms.get_mut(channel) {
-            room.members.remove(&client);
-            if room.members.is_empty() {
-                local.rooms.remove(channel);
-            }
-        }
         Ok(())
     }
 
-    /// All entries of living leases.
+    /// All entries of living leases, and those that linger.
     async fn list(&self, channel: &ChannelName) -> Answer<Vec<Arc<ClientInfo>>> {
         let filter = self.entry(&token(channel.as_str()), "*", "*")?;
         let began = Instant::now();
         let ready = self.table.ready().await?;
         let rows = self.table.all(&ready, &filter).await?;
-        let entries: Vec<(Uuid, ClientId, Stored)> = rows
-            .into_iter()
-            .map(|row| split(&row.subject).map(|(lease, client)| (lease, client, row)))
-            .collect::<Answer<_>>()?;
-        let own = self.local.lock().lease.map(|own| own.id);
-        let others = entries.iter().map(|(lease, ..)| *lease).filter(|lease| Some(*lease) != own).collect();
-        let living = self.living(&ready, others, began).await?;
+        let entries = rows.into_iter().map(Entry::parse).collect::<Answer<Vec<_>>>()?;
+        let own = self.lease_id();
+        let others = entries.iter().filter(|entry| entry.state == State::Present && Some(entry.lease) != own);
+        let living = self.living(&ready, others.map(|entry| entry.lease).collect(), began).await?;
+        let now = self.table.base.now();
         // A client that has moved may still be under its former lease; the entry written last counts.
-        let mut present: HashMap<ClientId, Stored> = HashMap::new();
-        for (lease, client, row) in entries {
-            let is_latest = present.get(&client).is_none_or(|other| other.number < row.number);
-            if (Some(lease) == own || living.contains(&lease)) && is_latest {
-                present.insert(client, row);
+        let mut present: HashMap<ClientId, Entry> = HashMap::new();
+        for entry in entries {
+            let is_shown = entry.is_shown(now);
+            let is_there = is_shown.unwrap_or_else(|| Some(entry.lease) == own || living.contains(&entry.lease));
+            if is_there && present.get(&entry.client).is_none_or(|other| other.number < entry.number) {
+                present.insert(entry.client, entry);
             }
         }
-        present.into_values().map(|row| info(&row)).collect()
+        present.into_values().map(|entry| entry.info()).collect()
     }
 
     async fn stats(&self, channel: &ChannelName) -> Answer<PresenceStats> {
@@ -344,7 +397,7 @@ impl Presence {
             .map(|room| room.members.values().map(|member| Arc::clone(&member.info)).collect());
         if let Some(infos) = infos {
             for info in &infos {
-                self.write(&channel, info).await?;
+                self.write(&channel, info, None).await?;
             }
             if let Some(room) = self.local.lock().rooms.get_mut(&channel) {
                 room.written = lease;
@@ -368,8 +421,8 @@ impl Presence {
             local.former.get_or_insert(old);
         }
         local.taken_in = data_set.to_owned();
-        // They are under leases whose entries are removed altogether.
-        local.doubtful.clear();
+        // The others are under leases whose entries are removed altogether.
+        local.doubtful.retain(|_, fate| *fate != Fate::Erased);
         Ok(())
     }
 
@@ -398,6 +451,10 @@ impl Presence {
             local.lease = Some(renewed);
         }
         let is_crowded = local.doubtful.len() > DOUBTFUL_MAX;
+        if is_crowded {
+            // Also what would have had to linger.
+            local.doubtful.clear();
+        }
         if !is_alive || is_crowded {
             // A lease that has ended stays ended, and one with too much to clear up is given up.
             local.taken_in.clear();
@@ -412,17 +469,18 @@ impl Presence {
 
     /// Removes what failed calls may have left.
     pub(super) async fn clear_up(&self) -> Answer<()> {
-        let doubtful: Vec<_> = self.local.lock().doubtful.iter().cloned().collect();
-        let erased = doubtful.into_iter().map(|(channel, client)| async move {
+        let doubtful: Vec<_> = self.local.lock().doubtful.keys().cloned().collect();
+        let ended = doubtful.into_iter().map(|(channel, client)| async move {
             let _order = self.stripe(&channel).await?;
             // It may have been added again in the meantime.
-            if self.local.lock().doubtful.contains(&(channel.clone(), client)) {
-                self.erase(&channel, client).await?;
+            let fate = self.local.lock().doubtful.get(&(channel.clone(), client)).copied();
+            if let Some(fate) = fate {
+                self.end(&channel, client, fate).await?;
                 self.local.lock().doubtful.remove(&(channel, client));
             }
             Ok::<_, BackplaneError>(())
         });
-        stream::iter(erased).buffer_unordered(AT_ONCE).try_collect().await
+        stream::iter(ended).buffer_unordered(AT_ONCE).try_collect().await
     }
 
     /// Removes what is under leases that this node does not use any more. To be called some time after everything was
@@ -434,6 +492,10 @@ impl Presence {
         };
         for (lease, _) in retired {
             let filter = self.entry("*", &lease.simple().to_string(), "*")?;
+            if self.local.lock().lingering.values().any(|lingering| lingering.lease == lease) {
+                self.remove_present(&filter).await?;
+                continue;
+            }
             self.call(async {
                 let ready = self.table.ready().await?;
                 self.table.remove(&ready, &filter).await?;
@@ -449,6 +511,19 @@ impl Presence {
         Ok(())
     }
 
+    /// Removes those entries that neither linger nor leave.
+    async fn remove_present(&self, filter: &str) -> Answer<()> {
+        let ready = self.table.ready().await?;
+        let rows = self.call(self.table.all(&ready, filter)).await?;
+        let entries = rows.into_iter().map(Entry::parse).collect::<Answer<Vec<_>>>()?;
+        let present = entries.into_iter().filter(|entry| entry.state == State::Present);
+        let removed = present.map(|entry| {
+            let ready = &ready;
+            async move { self.call(self.table.delete(ready, entry.number)).await.map(|_| ()) }
+        });
+        stream::iter(removed).buffer_unordered(AT_ONCE).try_collect().await
+    }
+
     /// Gives the lease up: readers ignore this node's entries from now on, and others remove them.
     pub(super) async fn release(&self) -> Answer<()> {
         let own = self.local.lock().lease;
@@ -461,68 +536,22 @@ impl Presence {
     }
 }
 
-/// Lease and client of an entry's subject.
-pub(super) fn split(subject: &str) -> Answer<(Uuid, ClientId)> {
-    let mut tokens = subject.rsplit('.').map(Uuid::try_parse);
-    match (tokens.next(), tokens.next()) {
-        (Some(Ok(client)), Some(Ok(lease))) => Ok((lease, ClientId(client))),
-        _ => Err(unreadable(subject, "it is not that of an entry")),
-    }
-}
-
-/// What an entry says.
-fn info(row: &Stored) -> Answer<Arc<ClientInfo>> {
-    match decode(&row.payload, None) {
-        Ok(Record::Presence(PresenceEvent::Join(info) | PresenceEvent::Leave(info))) => Ok(info),
-        Ok(Record::Publication(_)) => Err(unreadable(&row.subject, "it is a publication")),
-        Err(error) => Err(unreadable(&row.subject, error)),
-    }
-}
-
-/// Takes an entry for gone, but perhaps still at NATS, unless the call that concerns it succeeds: it may fail or be
-/// dropped at any point.
-struct Doubt<'a> {
-    presence: &'a Presence,
-    channel: &'a ChannelName,
-    client: ClientId,
-    settled: bool,
-}
-
-impl Doubt<'_> {
-    fn settle(mut self) {
-        self.settled = true;
-        self.presence.local.lock().doubtful.remove(&(self.channel.clone(), self.client));
-    }
-}
-
-impl Drop for Doubt<'_> {
-    fn drop(&mut self) {
-        if self.settled {
-            return;
-        }
-        let mut local = self.presence.local.lock();
-        if let Some(room) = local.rooms.get_mut(self.channel) {
-            room.members.remove(&self.client);
-        }
-        local.doubtful.insert((self.channel.clone(), self.client));
-    }
-}
-
 impl PresenceStore for NatsBackplane {
     fn add_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, ()> {
         Box::pin(self.presence.add(channel, info))
     }
 
-    /// There are no entries that linger here, so the answer is always false.
     fn adopt_presence<'a>(&'a self, channel: &'a ChannelName, info: Arc<ClientInfo>) -> BackplaneFuture<'a, bool> {
-        Box::pin(async move { self.presence.add(channel, info).await.map(|()| false) })
+        Box::pin(self.presence.adopt(channel, info))
     }
 
-    /// Entries do not linger here: always an error, before anything is done. The gateway
-    /// keeps no sessions on this backplane.
-    fn linger_presence<'a>(&'a self, _: &'a ChannelName, _: ClientId, _: Duration) -> BackplaneFuture<'a, ()> {
-        let why = "entries of presence do not linger at nats".to_owned();
-        Box::pin(std::future::ready(Err(BackplaneError::Protocol(why))))
+    fn linger_presence<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        client: ClientId,
+        grace: Duration,
+    ) -> BackplaneFuture<'a, ()> {
+        Box::pin(self.presence.linger(channel, client, grace))
     }
 
     fn remove_presence<'a>(&'a self, channel: &'a ChannelName, client: ClientId) -> BackplaneFuture<'a, ()> {

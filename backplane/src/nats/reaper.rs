@@ -8,12 +8,10 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
+use super::entry::Entry;
 use super::lease;
-use super::names::name_of;
-use super::presence::{AT_ONCE, Presence, split};
-use super::publish::message;
-use super::request::{Stored, Write};
-use super::table::{Answer, unreadable};
+use super::presence::{AT_ONCE, Presence};
+use super::table::Answer;
 use crate::BackplaneError;
 
 /// Entries of a dead lease that are taken at a time.
@@ -24,8 +22,9 @@ const LIVING_SEEN: usize = 3;
 
 impl Presence {
     /// Removes what dead nodes have left, and announces it. Each node looks at the leases that follow its own in the order
-    /// of their ids, until it has seen some that live: so a dead one has a few reapers however many nodes there are.
-    async fn reap(&self) -> Answer<()> {
+    /// of their ids, until it has seen some that live: so a dead one has a few reapers however many nodes there are. Leases
+    /// that nobody has ended yet are ended only if they `may_end`.
+    async fn reap(&self, may_end: bool) -> Answer<()> {
         let ready = self.table.ready().await?;
         let mut leases = self.call(lease::all(&self.table, &ready)).await?;
         let (own, former) = {
@@ -44,7 +43,8 @@ impl Presence {
             if living == LIVING_SEEN {
                 return Ok(());
             }
-            if !known.is_alive(now) && self.call(lease::end(&self.table, &ready, known)).await? {
+            let is_over = known.is_ended() || may_end && !known.is_alive(now);
+            if is_over && self.call(lease::end(&self.table, &ready, known)).await? {
                 self.reap_lease(known.id).await?;
             } else {
                 living += 1;
@@ -53,49 +53,68 @@ impl Presence {
         Ok(())
     }
 
+    /// Has all entries of a lease leave but those that linger; the lease is forgotten when there is none any more.
     async fn reap_lease(&self, id: Uuid) -> Answer<()> {
         let filter = self.entry("*", &id.simple().to_string(), "*")?;
+        let (mut from, mut left, mut removed) = (1, 0, 0);
         loop {
             if self.local.lock().wanted.is_some() {
                 return Err(BackplaneError::Unavailable("this node's own lease is in question".to_owned()));
             }
             let ready = self.table.ready().await?;
-            let entries = self.call(self.table.some(&ready, &filter, REAPED_PER_STEP)).await?;
-            let Some(last) = entries.iter().map(|entry| entry.number).max() else {
-                return self.call(lease::forget(&self.table, &ready, id)).await;
-            };
-            let count = entries.len();
-            let left = entries.into_iter().map(|entry| async move { self.call(self.leave(&entry)).await });
-            stream::iter(left).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
-            self.call(self.table.remove_up_to(&ready, &filter, last)).await?;
-            tracing::debug!(lease = %id, removed = count, "presence of a dead node removed");
+            let rows = self.call(self.table.some(&ready, &filter, from, REAPED_PER_STEP)).await?;
+            let Some(last) = rows.last() else { break };
+            from = last.number + 1;
+            let entries = rows.into_iter().map(Entry::parse).collect::<Answer<Vec<_>>>()?;
+            let (count, now) = (entries.len(), self.table.base.now());
+            let due = entries.into_iter().filter(|entry| !entry.has_time(now));
+            let departed = due.map(|entry| self.call(self.depart(&ready, entry)));
+            let departed: Vec<bool> = stream::iter(departed).buffer_unordered(AT_ONCE).try_collect().await?;
+            let gone = departed.into_iter().filter(|is_gone| *is_gone).count();
+            removed += gone;
+            left += count - gone;
         }
+        if removed > 0 {
+            tracing::debug!(lease = %id, removed, left, "presence of a dead node removed");
+        }
+        // What was under way when the node died may come after the first look.
+        if removed + left == 0 {
+            let ready = self.table.ready().await?;
+            self.call(lease::forget(&self.table, &ready, id)).await?;
+        }
+        Ok(())
     }
 
-    /// Announces that the client of an entry has left, unless it is there on another node.
-    async fn leave(&self, entry: &Stored) -> Answer<()> {
-        let (lease, client) = split(&entry.subject)?;
-        let token = entry.subject.rsplit('.').nth(2).unwrap_or_default();
-        let channel = name_of(token).ok_or_else(|| unreadable(&entry.subject, "it is of no channel"))?;
-        let (lease, client) = (lease.simple().to_string(), client.0.simple().to_string());
-        let ready = self.table.ready().await?;
-        let latest = self.table.get(&ready, &self.entry(token, "*", &client)?).await?;
-        if latest.is_some_and(|latest| latest.number > entry.number) {
-            return Ok(());
+    /// Whether what others left behind may be removed: after an outage everybody gets the time to come back.
+    fn may_reap(&self) -> bool {
+        let local = self.local.lock();
+        local.wanted.is_none() && local.unwell.is_none_or(|unwell| unwell.elapsed() >= self.ttl)
+    }
+}
+
+/// Does what has to be done all the time, until the node's presence is dropped.
+pub(super) async fn look_after(presence: Weak<Presence>, interval: Duration) {
+    tokio::join!(maintain(Weak::clone(&presence), interval), reap_lingering(presence, interval / 2));
+}
+
+/// Has those leave who did not come back, soon after their time is over.
+async fn reap_lingering(presence: Weak<Presence>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(presence) = presence.upgrade() else { return };
+        if presence.may_reap()
+            && let Err(error) = presence.reap_lingering().await
+        {
+            tracing::debug!(%error, "presence of clients that did not come back is not removed yet");
         }
-        // Another reaper of the same lease says the same again, which the server recognises.
-        let id = format!("leave.{lease}.{token}.{client}");
-        let subject = self.table.base.names.once(&channel);
-        let write = Write { id: Some(id), ..Write::new(subject, message(&entry.payload)) };
-        let ready = self.once.ready().await?;
-        let written = ready.connection.write(write).await.inspect_err(|error| self.once.failed(error));
-        written.map(|_| ()).map_err(Into::into)
     }
 }
 
 /// Keeps the lease of a node alive and looks after those of others, until the node's presence is dropped. What may take
 /// long is done beside the renewals, so that it cannot cost the lease.
-pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
+async fn maintain(presence: Weak<Presence>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut well_since = Instant::now();
@@ -111,16 +130,18 @@ pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
                     tracing::warn!("the presence lease was gone or the data set changed: presence is registered anew");
                 }
                 well_since = Instant::now();
+                presence.local.lock().unwell = Some(well_since);
             }
             Err(error) => {
                 tracing::debug!(%error, "the presence lease could not be renewed");
                 well_since = Instant::now();
+                presence.local.lock().unwell = Some(well_since);
             }
         }
         while work.try_join_next().is_some() {}
         if work.is_empty() {
             // After an outage the leases of living nodes may have ended; each gets the time to come back.
-            let may_reap = well_since.elapsed() >= presence.ttl;
+            let may_end = well_since.elapsed() >= presence.ttl;
             work.spawn(async move {
                 let done = async {
                     // One interval ago, or longer.
@@ -130,7 +151,7 @@ pub(super) async fn maintain(presence: Weak<Presence>, interval: Duration) {
                     if was_registered {
                         presence.remove_retired().await?;
                     }
-                    if may_reap { presence.reap().await } else { Ok(()) }
+                    if presence.may_reap() { presence.reap(may_end).await } else { Ok(()) }
                 };
                 if let Err(error) = done.await {
                     tracing::debug!(%error, "presence is not in order yet");

@@ -75,9 +75,14 @@ impl Table {
         }
     }
 
+    /// Removes the row that was written under this number; whether it was there. Of several that try one is told so.
+    pub(super) async fn delete(&self, ready: &Ready, number: u64) -> Answer<bool> {
+        self.noticed(ready.connection.delete(self.stream.name(), number).await)
+    }
+
     /// Removes the row that was written under this number, and must be the one with this subject.
     pub(super) async fn remove_row(&self, ready: &Ready, subject: &str, number: u64) -> Answer<()> {
-        if self.noticed(ready.connection.delete(self.stream.name(), number).await)? {
+        if self.delete(ready, number).await? {
             return Ok(());
         }
         // It is gone, or something else refuses.
@@ -99,9 +104,9 @@ impl Table {
         self.noticed(ready.connection.last_of_each(self.stream.name(), filter).await)
     }
 
-    /// Some of the rows that match, at most `count`, those written longest ago first.
-    pub(super) async fn some(&self, ready: &Ready, filter: &str, count: usize) -> Answer<Vec<Stored>> {
-        let page = ready.connection.read(self.stream.name(), filter, 1, count).await;
+    /// Some of the rows that match, at most `count`, those written longest ago first but not under a lower number than `from`.
+    pub(super) async fn some(&self, ready: &Ready, filter: &str, from: u64, count: usize) -> Answer<Vec<Stored>> {
+        let page = ready.connection.read(self.stream.name(), filter, from, count).await;
         self.noticed(page).map(|page| page.messages)
     }
 

@@ -286,7 +286,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
     let mut backplane_section = root.section("backplane");
     let memory = server::memory(&mut backplane_section);
     let backplane = self::backplane::read(&mut root, &mut backplane_section);
-    let session = server::session(&mut root, dev, &backplane.kind);
+    let session = server::session(&mut root, dev);
     let rebalance = self::placement::rebalance(&mut root);
     let placement = self::placement::read(&mut root, &rebalance);
     Config {

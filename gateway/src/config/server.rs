@@ -9,7 +9,6 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tracing_subscriber::EnvFilter;
 
-use super::BackplaneKind;
 use super::reader::Section;
 use super::secret::Secret;
 use super::units::show_duration;
@@ -303,18 +302,11 @@ pub(super) fn hub(root: &mut Section<'_>) -> Hub {
     }
 }
 
-pub(super) fn session(root: &mut Section<'_>, dev: bool, kind: &BackplaneKind) -> SessionSettings {
+pub(super) fn session(root: &mut Section<'_>, dev: bool) -> SessionSettings {
     let defaults = SessionSettings::default();
     let mut section = root.section("session");
-    // On NATS presence does not linger, so a client that comes back could not be who it was.
-    let is_possible = !matches!(kind, BackplaneKind::Nats(_));
-    let is_set = section.is_set("enabled");
-    let enabled = section.flag("enabled", is_possible && defaults.enabled);
-    if enabled && !is_possible && is_set {
-        section.problem("enabled", "must be false with backplane.kind = \"nats\": sessions need memory or redis");
-    }
     let settings = SessionSettings {
-        enabled,
+        enabled: section.flag("enabled", defaults.enabled),
         ttl: section.duration("ttl", defaults.ttl, 10 * SECOND..=24 * HOUR),
         presence_grace: section.duration("presence_grace", defaults.presence_grace, SECOND..=10 * MINUTE),
         anonymous: section.flag("anonymous", dev),
