@@ -111,14 +111,19 @@ async fn visit(node: &Gateway, guise: Guise) -> (Client, Value, Value) {
     (client, reply["connect"].clone(), subscribed)
 }
 
-/// Ends a connection, and waits until its session is written down.
+async fn session(node: &Gateway) -> Value {
+    node.api().ok("session_get", json!({ "user": "ann", "session": SESSION })).await
+}
+
+/// Waits until the session is written down at the end of its connection.
+async fn until_ended(node: &Gateway) {
+    until("the session to be without a connection", async || session(node).await["connected"] == json!(false)).await;
+}
+
+/// Ends a connection.
 async fn leave(client: Client, node: &Gateway) {
     client.vanish();
-    let ended = async || {
-        let found = node.api().ok("session_get", json!({ "user": "ann", "session": SESSION })).await;
-        found["connected"] == json!(false)
-    };
-    until("the session to be without a connection", ended).await;
+    until_ended(node).await;
 }
 
 /// How often the application was asked since this was last looked at: about connects and about subscribes.
@@ -294,6 +299,8 @@ async fn whoever_is_banned_is_asked_about_on_every_node(kind: Kind) {
         let (client, ..) = visit(&fleet[0], ANN).await;
         assert_eq!(asked(&mut backend), [0, 0], "before {method}");
         fleet[1].api().ok(method, request).await;
+        // Within a second her node says again that she has a session, but not what was said before.
+        until("the session to be authorised", async || session(&fleet[1]).await.get("revoked").is_none()).await;
         leave(client, &fleet[0]).await;
         let (client, ..) = visit(&fleet[1], ANN).await;
         assert_eq!(asked(&mut backend), [1, 1], "after {method}");
@@ -341,11 +348,7 @@ async fn moves(kind: Kind, mut agent: Agent) {
 
     front.cut();
     agent.take_that("ann", "", "connecting", |context| context["code"] != json!(0)).await;
-    let ended = async || {
-        let found = fleet[1].api().ok("session_get", json!({ "user": "ann", "session": SESSION })).await;
-        found["connected"] == json!(false)
-    };
-    until("the session to be without a connection", ended).await;
+    until_ended(&fleet[1]).await;
     fleet[1].api().publish(CHANNEL, json!({ "n": 2 })).await;
     front.lead_to(&fleet[1]);
     let again = agent.take("ann", "connected").await;
