@@ -118,8 +118,11 @@ pub const PROXY_IN_FLIGHT: &str = "gateway_proxy_calls_in_flight";
 pub const PROXY_REFUSED: &str = "gateway_proxy_refused_total";
 /// Whether a `proxy` is being left alone because it has failed repeatedly.
 pub const PROXY_BREAKER_OPEN: &str = "gateway_proxy_breaker_open";
+/// Questions that were not asked because the application had answered them for a former connection of the session, by
+/// `event`: `connect` or `subscribe`.
+pub const PROXY_VERDICTS_REUSED: &str = "gateway_proxy_verdicts_reused_total";
 /// Connections that asked for a session, by `result`: `fresh`, `resumed`, or why they have none: `forked`, `anonymous`,
-/// `unavailable`, `unreadable`, `busy`. Beside these `taken_over` counts connections that gave way to a newer one.
+/// `unavailable`, `unreadable`, `busy`, `unproven`. Beside these `taken_over` counts connections that gave way to a newer one.
 pub const SESSIONS: &str = "gateway_sessions_total";
 /// User and system time of the process. These three have the names that every Prometheus client gives them.
 pub const PROCESS_CPU: &str = "process_cpu_seconds_total";
@@ -149,6 +152,11 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
 /// Counts what became of a connection that asked for a session.
 pub fn session_result(result: &'static str) {
     counter!(SESSIONS, "result" => result).increment(1);
+}
+
+/// Counts a question that was answered by what the application had said before.
+pub fn verdict_reused(event: &'static str) {
+    counter!(PROXY_VERDICTS_REUSED, "event" => event).increment(1);
 }
 
 fn describe() {
@@ -183,6 +191,7 @@ fn describe() {
     describe_gauge!(MEMORY_SESSION_BYTES, Unit::Bytes, "Session records of the embedded backplane.");
     describe_counter!(MEMORY_EVICTED, "Publications, streams and sessions that gave way because of a limit.");
     describe_counter!(MEMORY_REFUSED, "Calls of the embedded backplane refused because of a limit.");
+    describe_counter!(PROXY_VERDICTS_REUSED, "Questions answered by what the application had said before, by event.");
     describe_counter!(SESSIONS, "Connections that asked for a session, by result.");
     describe_counter!(JWKS_FETCHES, "Fetches of token keys.");
     describe_counter!(JWKS_FAILURES, "Fetches of token keys that failed.");

@@ -1,9 +1,12 @@
 //! A load balancer whose clients can be moved from one server to another, which they never notice but as a connection
 //! that ended: SDKs before gateways, or gateways before Redis servers.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,8 +20,12 @@ pub struct Front {
     target: Target,
     /// Every change ends the connections there are.
     cuts: watch::Sender<()>,
+    closes: Closes,
     accepting: JoinHandle<()>,
 }
+
+/// What servers have ended connections with.
+type Closes = Arc<Mutex<Vec<Option<u16>>>>;
 
 /// `host:port` of the server that new connections go to; `None` refuses them.
 type Target = Arc<Mutex<Option<String>>>;
@@ -37,8 +44,9 @@ impl Front {
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
         let target = Target::default();
         let (cuts, _) = watch::channel(());
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&target), cuts.subscribe()));
-        let front = Self { address, url: String::new(), target, cuts, accepting };
+        let closes = Closes::default();
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&target), cuts.subscribe(), Arc::clone(&closes)));
+        let front = Self { address, url: String::new(), target, cuts, closes, accepting };
         front.lead_to_address(server);
         front
     }
@@ -69,6 +77,12 @@ impl Front {
         self.cuts.send_replace(());
     }
 
+    /// The codes of the WebSocket close frames that gateways have ended connections with, `None` for an end without one.
+    /// SDKs do not tell their applications codes below 3000.
+    pub fn closes(&self) -> Vec<Option<u16>> {
+        self.closes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn set(&self, target: Option<String>) {
         *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
@@ -80,23 +94,84 @@ impl Drop for Front {
     }
 }
 
-async fn accept(listener: TcpListener, target: Target, cuts: watch::Receiver<()>) {
+async fn accept(listener: TcpListener, target: Target, cuts: watch::Receiver<()>, closes: Closes) {
     while let Ok((near, _)) = listener.accept().await {
         let target = target.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(target) = target {
-            tokio::spawn(forward(near, target, cuts.clone()));
+            tokio::spawn(forward(near, target, cuts.clone(), Arc::clone(&closes)));
         }
     }
 }
 
 /// Ends with either side, with a cut, and with the front.
-async fn forward(mut near: TcpStream, target: String, mut cuts: watch::Receiver<()>) {
+async fn forward(mut near: TcpStream, target: String, mut cuts: watch::Receiver<()>, closes: Closes) {
     cuts.mark_unchanged();
-    let Ok(mut far) = TcpStream::connect(target).await else { return };
+    let Ok(far) = TcpStream::connect(target).await else { return };
     // A client's next message must not wait for an acknowledgement of the last.
     let _only_slower = (near.set_nodelay(true), far.set_nodelay(true));
+    let mut far = Overheard { stream: far, tail: Vec::new() };
     tokio::select! {
-        _ended = copy_bidirectional(&mut near, &mut far) => {}
+        _ended = copy_bidirectional(&mut near, &mut far) => {
+            closes.lock().unwrap_or_else(PoisonError::into_inner).push(close_code(&far.tail));
+        }
         _cut = cuts.changed() => {}
+    }
+}
+
+/// The longest close frame of a server: its header, and a code with its reason.
+const CLOSE_FRAME_BYTES_MAX: usize = 127;
+
+/// A server whose last words are kept.
+struct Overheard {
+    stream: TcpStream,
+    tail: Vec<u8>,
+}
+
+impl AsyncRead for Overheard {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.tail.extend_from_slice(&buffer.filled()[before..]);
+        let excess = self.tail.len().saturating_sub(CLOSE_FRAME_BYTES_MAX);
+        self.tail.drain(..excess);
+        read
+    }
+}
+
+impl AsyncWrite for Overheard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The code of the close frame (RFC 6455 5.5.1) that these bytes end with.
+fn close_code(tail: &[u8]) -> Option<u16> {
+    const CLOSE: u8 = 0x88;
+    (0..tail.len()).find_map(|start| match &tail[start..] {
+        [CLOSE, length, first, second, reason @ ..] if usize::from(*length) == reason.len() + 2 => {
+            Some(u16::from_be_bytes([*first, *second]))
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_close_frame_at_the_end_is_found() {
+        assert_eq!(close_code(b"\x81\x02{}\x88\x04\x03\xe9no"), Some(1001));
+        assert_eq!(close_code(b"\x88\x02\x0f\xa1"), Some(4001));
+        assert_eq!(close_code(b"\x88\x02\x0f\xa1\x81\x02{}"), None);
+        assert_eq!(close_code(b""), None);
     }
 }

@@ -309,8 +309,12 @@ pub(super) fn session(root: &mut Section<'_>, dev: bool) -> SessionSettings {
         enabled: section.flag("enabled", defaults.enabled),
         ttl: section.duration("ttl", defaults.ttl, 10 * SECOND..=24 * HOUR),
         presence_grace: section.duration("presence_grace", defaults.presence_grace, SECOND..=10 * MINUTE),
+        verdict_ttl: section.duration("verdict_ttl", defaults.verdict_ttl, Duration::ZERO..=24 * HOUR),
         anonymous: section.flag("anonymous", dev),
     };
+    if settings.verdict_ttl.subsec_nanos() != 0 {
+        section.problem("verdict_ttl", "must be whole seconds");
+    }
     if settings.presence_grace > settings.ttl {
         section.problem("presence_grace", "must not be longer than session.ttl: nobody could come back to it");
     }

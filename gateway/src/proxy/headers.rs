@@ -18,13 +18,6 @@ pub struct Forwarded {
     emulated: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Forwarded {
-    /// Every header, those of the request first: whoever compares two connections sees what proxies see.
-    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-        self.real.iter().chain(&self.emulated).map(|(name, value)| (name, value))
-    }
-}
-
 /// What is kept of the headers of a connection: the lists of all proxies together.
 pub(super) struct Kept {
     real: BTreeSet<String>,
@@ -87,6 +80,16 @@ pub(super) fn headers(endpoint: &config::Endpoint, forwarded: Option<&Forwarded>
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers
+}
+
+/// Whether anything of the client is among them.
+pub(super) fn has_any(endpoint: &config::Endpoint, forwarded: Option<&Forwarded>) -> bool {
+    let has = |headers: &[(HeaderName, HeaderValue)], listed: &[HeaderName]| {
+        headers.iter().any(|(name, value)| listed.contains(name) && !value.is_empty())
+    };
+    forwarded.is_some_and(|forwarded| {
+        has(&forwarded.real, &endpoint.http_headers) || has(&forwarded.emulated, &endpoint.emulated_headers)
+    })
 }
 
 fn override_with(headers: &mut HeaderMap, with: &[(HeaderName, HeaderValue)], listed: &[HeaderName]) {

@@ -1,8 +1,8 @@
 //! Event proxies: asking the application over HTTP (protocol section 9).
 //!
 //! Read in this order: `question` (what is sent), `answer` (what is understood), `headers` (which headers go along),
-//! `breaker` and `gate` (when not to ask, and how many calls at once), `endpoint` (one call). What an answer means for
-//! the client is the session's business: `session::proxy`.
+//! `likeness` (which questions have the same answer), `breaker` and `gate` (when not to ask, and how many calls at once),
+//! `endpoint` (one call). What an answer means for the client is the session's business: `session::proxy`.
 //!
 //! Every question is answered within the endpoint's timeout, whatever the backend does.
 
@@ -11,6 +11,7 @@ mod breaker;
 mod endpoint;
 mod gate;
 mod headers;
+mod likeness;
 mod question;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use protocol::Encoding;
 use session::proxy::{ProxyAnswer, ProxyCall, ProxyEvent, ProxyName, ProxyRefusal, ProxyResult};
 
 use crate::config;
+use crate::sessions::verdict::Likeness;
 
 pub use endpoint::Endpoint;
 pub use headers::Forwarded;
@@ -69,6 +71,11 @@ impl Proxies {
         claimed: &BTreeMap<String, String>,
     ) -> Option<Box<Forwarded>> {
         self.kept.with_emulated(forwarded, claimed)
+    }
+
+    /// What tells this question from others whose answer may be another; `None` when its answer is for this once.
+    pub fn likeness(&self, call: &ProxyCall, encoding: Encoding, forwarded: Option<&Forwarded>) -> Option<Likeness> {
+        likeness::of(call, encoding, self.endpoints.get(&call.proxy)?.config(), forwarded)
     }
 
     /// Asks. The answer comes within the timeout of the proxy.

@@ -1,7 +1,9 @@
 //! Sessions that outlive a connection (design section 4).
 //!
 //! Reading order: this page (settings, ids), [`record`] (what is kept, and the pure decision what a connection gets of it),
-//! [`store`] (reading and writing records). What a shard does about them is `shard/resume.rs`.
+//! [`store`] (reading and writing records), [`verdict`] (what the application has said about a client, and to which
+//! question it is the answer), [`recall`] (finding that before the user is known). What a shard does about them is
+//! `shard/resume.rs` and `shard/verdicts.rs`.
 //!
 //! # Who may have what
 //! - A record is kept under user **and** session id, and looked up only after the user was authenticated: another user's
@@ -11,10 +13,16 @@
 //! - Tokens are verified on every connect. A record adds to what the token grants only what the server API had given to
 //!   this very session, and nothing after a revocation: `disconnect`, `unsubscribe` and `refresh` of the server API
 //!   revoke all records of the user, and a revoked record is not resumed.
+//! - What the application has said when it was asked about a connect or a subscribe is said again to a client that comes
+//!   back, for `session.verdict_ttl` after it was asked, if the question is the same: see `docs/proxies.md`. Only where
+//!   the question has something of the client in it, so that the id alone lets nobody in, and only while the session of
+//!   the user it was about is there and was not revoked.
 //! - The id is part of the address, so addresses are never logged.
 
+pub mod recall;
 pub mod record;
 pub mod store;
+pub mod verdict;
 
 use std::time::Duration;
 
@@ -34,13 +42,22 @@ pub struct SessionSettings {
     /// How long a member of a channel may be away before others are told. 25 s: more than the longest pause between two
     /// attempts of the SDKs (20 s), and below what people take for a delay.
     pub presence_grace: Duration,
+    /// How long what the application has said about a client is said again without asking. 60 s: a storm of clients that
+    /// come back is over by then, and whoever forgets to tell the gateway about a ban waits no longer. Zero always asks.
+    pub verdict_ttl: Duration,
     /// Anonymous users may have sessions, with ids of at least 22 characters.
     pub anonymous: bool,
 }
 
 impl Default for SessionSettings {
     fn default() -> Self {
-        Self { enabled: true, ttl: Duration::from_secs(120), presence_grace: Duration::from_secs(25), anonymous: false }
+        Self {
+            enabled: true,
+            ttl: Duration::from_secs(120),
+            presence_grace: Duration::from_secs(25),
+            verdict_ttl: Duration::from_secs(60),
+            anonymous: false,
+        }
     }
 }
 

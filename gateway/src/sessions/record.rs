@@ -15,6 +15,8 @@ use session::Now;
 use session::io::{Kept, Overrides, ServerSubscribe};
 use uuid::Uuid;
 
+use super::verdict::Verdicts;
+
 /// Changes only when an older node must not read what a newer one writes.
 const VERSION: u32 = 1;
 
@@ -41,6 +43,9 @@ pub struct Record {
     /// The subscriptions that a return depends on: with presence, or made by the server API.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subs: Vec<Sub>,
+    /// What the application has said when it was asked about the client. Gone when it may think differently by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<Verdicts>,
     /// What the application has stored: JSON text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
@@ -82,6 +87,18 @@ pub enum RecordError {
     Version(u32),
 }
 
+/// How it is known who asks for a session.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Proof {
+    /// By a token, or because everybody may connect.
+    Own,
+    /// The application was asked, just now. What it said, if that may be said again.
+    Asked(Option<Verdicts>),
+    /// By what the application had said to a former connection of the session. Worth nothing once the session is gone or
+    /// revoked.
+    Recalled,
+}
+
 /// What a connection gets that asks for a session.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Claim {
@@ -93,9 +110,13 @@ pub enum Claim {
         is_back: bool,
         /// The connection that had it until now, if there may be one.
         taken_from: Option<(NodeId, ClientId)>,
+        /// What the application had said before still counts: nothing was asked anew, so an earlier revocation does too.
+        is_reminded: bool,
     },
     /// Two living clients use the id.
     Forked,
+    /// What proved who it is does not any more.
+    Unproven,
 }
 
 impl Record {
@@ -109,6 +130,7 @@ impl Record {
             forked: false,
             info,
             subs: Vec::new(),
+            verdicts: None,
             state: None,
             state_revision: 0,
             rest: BTreeMap::new(),
@@ -142,21 +164,38 @@ impl Record {
 }
 
 /// Decides what a connection gets, given what is stored. `client` is its id if it is new here.
-pub fn claim(found: Option<(Record, bool)>, client: ClientId, node: NodeId, info: Bytes) -> Claim {
-    let fresh = |generation| Record { generation, ..Record::new(client, node, info.clone()) };
+pub fn claim(found: Option<(Record, bool)>, client: ClientId, node: NodeId, info: Bytes, proof: Proof) -> Claim {
+    let fresh = |generation, verdicts| Record { generation, verdicts, ..Record::new(client, node, info.clone()) };
+    let granted =
+        |record, is_back, taken_from, is_reminded| Claim::Granted { record, is_back, taken_from, is_reminded };
     let Some((former, is_revoked)) = found else {
-        return Claim::Granted { record: fresh(1), is_back: false, taken_from: None };
+        return match proof {
+            Proof::Own => granted(fresh(1, None), false, None, false),
+            Proof::Asked(verdicts) => granted(fresh(1, verdicts), false, None, false),
+            Proof::Recalled => Claim::Unproven,
+        };
     };
     if former.forked {
-        return Claim::Forked;
+        return if proof == Proof::Recalled { Claim::Unproven } else { Claim::Forked };
     }
     let taken_from = former.node.map(|node| (NodeId(node), ClientId(former.client)));
     let generation = former.generation + 1;
     if is_revoked {
-        return Claim::Granted { record: fresh(generation), is_back: false, taken_from };
+        // A verdict that was just given may be older than the revocation: it lets in this once.
+        return match proof {
+            Proof::Own | Proof::Asked(_) => granted(fresh(generation, None), false, taken_from, false),
+            Proof::Recalled => Claim::Unproven,
+        };
     }
-    let record = Record { generation, node: Some(node.0), info, ..former };
-    Claim::Granted { record, is_back: true, taken_from }
+    let (verdicts, is_reminded) = match proof {
+        Proof::Asked(verdicts) => (verdicts, false),
+        Proof::Own | Proof::Recalled => {
+            let is_reminded = former.verdicts.is_some();
+            (former.verdicts, is_reminded)
+        }
+    };
+    let record = Record { generation, node: Some(node.0), info, verdicts, ..former };
+    granted(record, true, taken_from, is_reminded)
 }
 
 impl Sub {
@@ -209,14 +248,14 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-mod base64_bytes {
+pub(super) mod base64_bytes {
     use super::{Bytes, Deserialize, Deserializer, Engine, STANDARD, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
         STANDARD.decode(text.as_bytes()).map(Bytes::from).map_err(serde::de::Error::custom)
     }
@@ -284,9 +323,9 @@ mod tests {
 
     #[test]
     fn the_first_connection_begins_a_session() {
-        let granted = claim(None, client(2), node(2), Bytes::new());
+        let granted = claim(None, client(2), node(2), Bytes::new(), Proof::Own);
         let record = Record::new(client(2), node(2), Bytes::new());
-        assert_eq!(granted, Claim::Granted { record, is_back: false, taken_from: None });
+        assert_eq!(granted, Claim::Granted { record, is_back: false, taken_from: None, is_reminded: false });
     }
 
     #[test]
@@ -295,26 +334,59 @@ mod tests {
         let taken_from = Some((node(1), client(1)));
         let info = Bytes::from_static(b"[2]");
         let record = Record { generation: 2, node: Some(node(2).0), info: info.clone(), ..former.clone() };
-        let granted = claim(Some((former.clone(), false)), client(2), node(2), info);
-        assert_eq!(granted, Claim::Granted { record, is_back: true, taken_from });
+        let granted = claim(Some((former.clone(), false)), client(2), node(2), info, Proof::Own);
+        assert_eq!(granted, Claim::Granted { record, is_back: true, taken_from, is_reminded: false });
         let ended = Record { node: None, ..former };
-        let granted = claim(Some((ended, false)), client(2), node(2), Bytes::new());
+        let granted = claim(Some((ended, false)), client(2), node(2), Bytes::new(), Proof::Own);
         assert!(matches!(granted, Claim::Granted { taken_from: None, is_back: true, .. }), "{granted:?}");
     }
 
     #[test]
     fn a_revoked_session_begins_anew_and_ends_the_old_connection() {
-        let granted = claim(Some((stored(), true)), client(2), node(2), Bytes::new());
+        let granted = claim(Some((stored(), true)), client(2), node(2), Bytes::new(), Proof::Own);
         let record = Record { generation: 2, ..Record::new(client(2), node(2), Bytes::new()) };
         let taken_from = Some((node(1), client(1)));
-        assert_eq!(granted, Claim::Granted { record, is_back: false, taken_from });
+        assert_eq!(granted, Claim::Granted { record, is_back: false, taken_from, is_reminded: false });
     }
 
     #[test]
     fn a_forked_session_is_nobodys() {
         let forked = Record { forked: true, ..stored() };
         for is_revoked in [false, true] {
-            assert_eq!(claim(Some((forked.clone(), is_revoked)), client(2), node(2), Bytes::new()), Claim::Forked);
+            assert_eq!(
+                claim(Some((forked.clone(), is_revoked)), client(2), node(2), Bytes::new(), Proof::Own),
+                Claim::Forked
+            );
         }
+    }
+
+    #[test]
+    fn what_the_application_has_said_is_replaced_kept_or_void() {
+        let [first, second] = [(); 2].map(|()| Some(Verdicts::default()));
+        let told = Record { verdicts: first.clone(), ..stored() };
+        let judged = |proof: &Proof, found: Option<(Record, bool)>| match claim(
+            found,
+            client(2),
+            node(2),
+            Bytes::new(),
+            proof.clone(),
+        ) {
+            Claim::Granted { record, is_reminded, .. } => Some((record.verdicts, is_reminded)),
+            Claim::Forked | Claim::Unproven => None,
+        };
+        let forked = Record { forked: true, ..told.clone() };
+        let asked = Proof::Asked(second.clone());
+        for (proof, none, told_before, revoked) in [
+            (Proof::Own, Some((None, false)), Some((first.clone(), true)), Some((None, false))),
+            (asked, Some((second.clone(), false)), Some((second, false)), Some((None, false))),
+            (Proof::Asked(None), Some((None, false)), Some((None, false)), Some((None, false))),
+            (Proof::Recalled, None, Some((first, true)), None),
+        ] {
+            assert_eq!(judged(&proof, None), none, "{proof:?}");
+            assert_eq!(judged(&proof, Some((told.clone(), false))), told_before, "{proof:?}");
+            assert_eq!(judged(&proof, Some((told.clone(), true))), revoked, "{proof:?}");
+            assert_eq!(judged(&proof, Some((forked.clone(), false))), None, "{proof:?}");
+        }
+        assert_eq!(judged(&Proof::Own, Some((stored(), false))), Some((None, false)), "nothing to be reminded of");
     }
 }

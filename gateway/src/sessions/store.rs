@@ -7,7 +7,8 @@ use std::time::Duration;
 use backplane::{BackplaneError, ClientId, NodeId, SESSION_BYTES, SessionRecord, SessionStore, SessionWrite, UserId};
 use bytes::Bytes;
 
-use super::record::{Claim, Record, RecordError, STATE_BYTES, Sub, claim};
+use super::record::{Claim, Proof, Record, RecordError, STATE_BYTES, Sub, claim};
+use super::verdict::Verdicts;
 
 /// Attempts to write before somebody else is faster once more. Writers of one record are its node, a node that takes it
 /// over and the application: more than a few at once are an attack.
@@ -77,10 +78,23 @@ pub enum Change {
     Lost,
 }
 
+/// What a connection has, or had at its end.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The subscriptions that a return depends on.
+    pub subs: Vec<Sub>,
+    /// What the application has said.
+    pub verdicts: Option<Verdicts>,
+    /// It goes on.
+    pub is_connected: bool,
+    /// All of it was granted anew since the last revocation.
+    pub is_authorised: bool,
+}
+
 /// The records of all users.
 #[derive(Clone)]
 pub struct Sessions {
-    store: Arc<dyn SessionStore>,
+    pub(super) store: Arc<dyn SessionStore>,
     node: NodeId,
 }
 
@@ -90,18 +104,18 @@ impl Sessions {
         Self { store, node }
     }
 
-    /// Makes a session that of a new connection, whose user was just authenticated.
+    /// Makes a session that of a new connection, whose user is known by `proof`.
     ///
     /// # Errors
     /// When the record cannot be written; the connection then has no session.
-    pub async fn claim(&self, key: Key<'_>, client: ClientId, info: Bytes) -> Result<Claim, StoreError> {
+    pub async fn claim(&self, key: Key<'_>, client: ClientId, info: Bytes, proof: Proof) -> Result<Claim, StoreError> {
         let mut found = self.store.load(key.user, key.id).await?;
         for _ in 0..ATTEMPTS {
             let expected = found.as_ref().map(|stored| stored.revision);
             let former = found.map(|stored| Record::decode(&stored.data).map(|record| (record, stored.is_revoked)));
-            let claimed = claim(former.transpose()?, client, self.node, info.clone());
-            let Claim::Granted { record, .. } = &claimed else { return Ok(claimed) };
-            match self.write(key, expected, record, true).await? {
+            let claimed = claim(former.transpose()?, client, self.node, info.clone(), proof.clone());
+            let Claim::Granted { record, is_reminded, .. } = &claimed else { return Ok(claimed) };
+            match self.write(key, expected, record, !is_reminded).await? {
                 SessionWrite::Stored(_) => return Ok(claimed),
                 SessionWrite::Conflict(current) => found = current,
             }
@@ -109,22 +123,16 @@ impl Sessions {
         Err(StoreError::Busy)
     }
 
-    /// Writes what the connection of a generation has. `is_authorised` says that all of it was granted anew since the last
-    /// revocation. `None` ends the connection, with what it had at last in `subs`.
+    /// Writes what the connection of a generation has, or had at its end.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub async fn update(
-        &self,
-        key: Key<'_>,
-        generation: u64,
-        subs: Vec<Sub>,
-        is_connected: bool,
-        is_authorised: bool,
-    ) -> Result<Change, StoreError> {
+    pub async fn update(&self, key: Key<'_>, generation: u64, held: Held) -> Result<Change, StoreError> {
+        let Held { subs, verdicts, is_connected, is_authorised } = held;
         let node = is_connected.then_some(self.node.0);
         self.change(key, is_authorised, |record| {
-            (record.generation == generation).then(|| Record { subs: subs.clone(), node, ..record })
+            let (subs, verdicts) = (subs.clone(), verdicts.clone());
+            (record.generation == generation).then(|| Record { subs, verdicts, node, ..record })
         })
         .await
     }
@@ -257,6 +265,10 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(120);
 
+    fn held(is_connected: bool, is_authorised: bool) -> Held {
+        Held { subs: Vec::new(), verdicts: None, is_connected, is_authorised }
+    }
+
     struct Fixture {
         clock: Arc<ManualClock>,
         store: Arc<MemoryBackplane>,
@@ -280,9 +292,9 @@ mod tests {
 
         async fn claim(&self, node: u128) -> (ClientId, Record, bool) {
             let client = ClientId::random();
-            match self.node(node).claim(self.key(), client, Bytes::new()).await.expect("memory is there") {
+            match self.node(node).claim(self.key(), client, Bytes::new(), Proof::Own).await.expect("memory is there") {
                 Claim::Granted { record, is_back, .. } => (client, record, is_back),
-                Claim::Forked => panic!("forked"),
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -294,12 +306,12 @@ mod tests {
         assert_eq!((record.client, record.generation, is_back), (first.0, 1, false));
         let (_, record, is_back) = fixture.claim(2).await;
         assert_eq!((record.client, record.generation, is_back), (first.0, 2, true));
-        let late = fixture.node(1).update(fixture.key(), 1, Vec::new(), false, false).await;
+        let late = fixture.node(1).update(fixture.key(), 1, held(false, false)).await;
         assert_eq!(late.expect("memory is there"), Change::Lost);
         fixture.node(1).delete(fixture.key(), 1).await.expect("memory is there");
         let view = fixture.node(1).view(&fixture.user, "session1").await.expect("readable").expect("still there");
         assert!(view.is_connected);
-        let ended = fixture.node(2).update(fixture.key(), 2, Vec::new(), false, false).await;
+        let ended = fixture.node(2).update(fixture.key(), 2, held(false, false)).await;
         assert_eq!(ended.expect("memory is there"), Change::Made);
         let view = fixture.node(1).view(&fixture.user, "session1").await.expect("readable").expect("still there");
         assert_eq!((view.client, view.is_connected), (first, false));
@@ -314,7 +326,8 @@ mod tests {
         fixture.claim(1).await;
         let other = UserId::from("v");
         let key = Key { user: &other, ..fixture.key() };
-        let claimed = fixture.node(1).claim(key, ClientId::random(), Bytes::new()).await.expect("memory is there");
+        let claimed =
+            fixture.node(1).claim(key, ClientId::random(), Bytes::new(), Proof::Own).await.expect("memory is there");
         assert!(matches!(claimed, Claim::Granted { is_back: false, .. }), "{claimed:?}");
         assert_eq!(fixture.node(1).view(&UserId::from("w"), "session1").await.expect("readable"), None);
     }
@@ -324,13 +337,13 @@ mod tests {
         let fixture = Fixture::new();
         let (first, ..) = fixture.claim(1).await;
         fixture.node(2).revoke(&fixture.user, TTL).await.expect("memory is there");
-        let unsaid = fixture.node(1).update(fixture.key(), 1, Vec::new(), true, false).await;
+        let unsaid = fixture.node(1).update(fixture.key(), 1, held(true, false)).await;
         assert_eq!(unsaid.expect("memory is there"), Change::Made);
         let (second, record, is_back) = fixture.claim(1).await;
         assert_eq!((record.client, is_back), (second.0, false));
         assert_ne!(first, second);
         fixture.node(2).revoke(&fixture.user, TTL).await.expect("memory is there");
-        let anew = fixture.node(1).update(fixture.key(), 2, Vec::new(), true, true).await;
+        let anew = fixture.node(1).update(fixture.key(), 2, held(true, true)).await;
         assert_eq!(anew.expect("memory is there"), Change::Made);
         let (_, record, is_back) = fixture.claim(1).await;
         assert_eq!((record.client, is_back), (second.0, true));
@@ -341,7 +354,7 @@ mod tests {
         let fixture = Fixture::new();
         fixture.claim(1).await;
         fixture.node(2).fork(fixture.key()).await.expect("memory is there");
-        let claimed = fixture.node(1).claim(fixture.key(), ClientId::random(), Bytes::new()).await;
+        let claimed = fixture.node(1).claim(fixture.key(), ClientId::random(), Bytes::new(), Proof::Own).await;
         assert_eq!(claimed.expect("memory is there"), Claim::Forked);
         fixture.clock.advance(TTL);
         fixture.claim(1).await;

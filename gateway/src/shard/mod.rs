@@ -3,7 +3,7 @@
 //! A connection lives and dies on its shard, so nothing of it needs a lock. Reading order: [`connection`] (socket,
 //! session, task), `drive` (carrying out what sessions and the hub ask for), `interest` (subscribing channels at the
 //! backplane, many at a time), `pass` (fan-out), [`batch`] (what a pass gathers per connection), `proxies` (asking the
-//! application), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
+//! application), `resume` and `verdicts` (what outlives a connection), [`inbox`] (what other threads hand in), [`command`] and `commands` (what the API asks),
 //! [`wheel`], `users`, `losses`.
 
 pub mod batch;
@@ -20,6 +20,7 @@ mod perform;
 mod proxies;
 mod resume;
 mod users;
+mod verdicts;
 pub mod wheel;
 
 use std::cell::{Cell, RefCell};

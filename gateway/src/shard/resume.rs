@@ -13,11 +13,13 @@ use session::{Session, Tick};
 use tokio::sync::oneshot;
 
 use super::connection::{Connection, Phase};
+use super::verdicts::Told;
 use super::{Shard, Work};
 use crate::metrics::session_result;
 use crate::sessions::is_secret;
-use crate::sessions::record::{Claim, Sub};
-use crate::sessions::store::{Change, Key, StoreError};
+use crate::sessions::record::{Claim, Proof, Sub};
+use crate::sessions::store::{Change, Held, Key, StoreError};
+use crate::sessions::verdict::Verdicts;
 
 /// Records written per second and shard because subscriptions have changed. More wait a second longer, so that a mass
 /// reconnect does not multiply the backplane's load.
@@ -34,7 +36,7 @@ pub(super) struct Resumables(HashMap<u32, Resumable>);
 /// The session of one connection.
 pub(super) struct Resumable {
     /// As the client calls it.
-    id: Rc<str>,
+    pub id: Rc<str>,
     /// The generation of the record; 0 while there is none.
     generation: u64,
     /// Fingerprint of the subscriptions in the record; `None` when it has to be looked at.
@@ -50,6 +52,8 @@ pub(super) struct Resumable {
     forget: bool,
     /// Who waits until nothing of this connection can touch presence any more.
     waiting: Vec<oneshot::Sender<bool>>,
+    /// What the application has said about the client.
+    pub told: Told,
 }
 
 impl Resumables {
@@ -64,8 +68,17 @@ impl Resumables {
             authorise: false,
             forget: false,
             waiting: Vec::new(),
+            told: Told::default(),
         };
         self.0.insert(index, resumable);
+    }
+
+    pub fn get(&self, connection: &Connection) -> Option<&Resumable> {
+        self.0.get(&connection.key.index)
+    }
+
+    pub fn get_mut(&mut self, connection: &Connection) -> Option<&mut Resumable> {
+        self.0.get_mut(&connection.key.index)
     }
 
     pub fn remove(&mut self, index: u32) -> Option<Resumable> {
@@ -74,6 +87,18 @@ impl Resumables {
             self.0.shrink_to(self.0.len() * 2);
         }
         removed
+    }
+}
+
+impl Resumable {
+    /// The client has a session, and this is its connection.
+    pub fn has_record(&self) -> bool {
+        self.generation > 0
+    }
+
+    /// Whether the record is to be written.
+    fn is_changed(&self, fingerprint: u64) -> bool {
+        self.written != Some(fingerprint) || self.authorise || self.told.is_changed
     }
 }
 
@@ -91,9 +116,9 @@ fn fingerprint_of(session: &Session) -> u64 {
 }
 
 /// What a shard needs to change a record.
-struct Place {
-    user: UserId,
-    id: Rc<str>,
+pub(super) struct Place {
+    pub user: UserId,
+    pub id: Rc<str>,
     generation: u64,
 }
 
@@ -103,18 +128,28 @@ impl Shard {
     /// Looks up what the client left behind, and makes it this connection's.
     pub(super) fn resume(self: &Rc<Self>, connection: &Rc<Connection>, user: UserId, info: Bytes) {
         let settings = self.node.runtime().sessions.clone();
-        let id = self.resumables.borrow().0.get(&connection.key.index).map(|resumable| resumable.id.clone());
-        let (Some(id), Some(sessions)) = (id, self.node.sessions()) else {
+        let asked = self.resumables.borrow_mut().get_mut(connection).map(|resumable| {
+            let proof = resumable.told.proof();
+            (resumable.id.clone(), proof)
+        });
+        let (Some((id, proof)), Some(sessions)) = (asked, self.node.sessions()) else {
             return self.resumed(connection, Resumption::Without);
         };
         if user.is_anonymous() && !(settings.anonymous && is_secret(&id)) {
             session_result("anonymous");
             return self.resumed(connection, Resumption::Without);
         }
+        let is_pointed_to = matches!(proof, Proof::Asked(Some(_)));
         let (node, conn, client) = (self.node.clone(), connection.clone(), connection.session.borrow().client());
         let claimed = async move {
             let key = Key { user: &user, id: &id, ttl: settings.ttl };
-            let claimed = sessions.claim(key, client, info).await;
+            let claimed = sessions.claim(key, client, info, proof).await;
+            if let Ok(Claim::Granted { .. }) = &claimed
+                && is_pointed_to
+                && let Err(error) = sessions.point_to(key, settings.verdict_ttl).await
+            {
+                tracing::debug!(%error, "the application is asked when a client comes back");
+            }
             if let Ok(Claim::Granted { record, taken_from: Some((from, former)), .. }) = &claimed {
                 // The old connection is over before the new one touches anything that both could have.
                 if node.take_over(*from, &user, *former, record.generation).await {
@@ -134,15 +169,17 @@ impl Shard {
         claimed: Result<Claim, StoreError>,
     ) {
         let resumption = match claimed {
-            Ok(Claim::Granted { record, is_back, .. }) => {
+            Ok(Claim::Granted { record, is_back, is_reminded, .. }) => {
                 session_result(if is_back { "resumed" } else { "fresh" });
                 let mut resumables = self.resumables.borrow_mut();
                 let resumable = resumables.0.get_mut(&connection.key.index);
                 let Some(resumable) = resumable.filter(|_| connection.phase.get() == Phase::Open) else {
                     // It has ended meanwhile, and the record does not know.
                     drop(resumables);
-                    return self.write_end(Place { user, id, generation: record.generation }, record.subs);
+                    let place = Place { user, id, generation: record.generation };
+                    return self.write_end(place, record.subs, record.verdicts);
                 };
+                resumable.told.claimed(record.verdicts.clone(), is_reminded);
                 resumable.generation = record.generation;
                 resumable.touched = self.now().tick;
                 if is_back {
@@ -158,6 +195,10 @@ impl Shard {
                 session_result("forked");
                 Resumption::Without
             }
+            Ok(Claim::Unproven) => {
+                session_result("unproven");
+                Resumption::Without
+            }
             Err(error) => {
                 session_result(match error {
                     StoreError::Backplane(_) => "unavailable",
@@ -168,13 +209,17 @@ impl Shard {
                 Resumption::Without
             }
         };
-        if resumption == Resumption::Without {
-            self.resumables.borrow_mut().remove(connection.key.index);
-        }
         self.resumed(connection, resumption);
     }
 
-    fn resumed(&self, connection: &Rc<Connection>, resumption: Resumption) {
+    /// Tells the session what became of its wish. Who is known only by a session does not go on without one.
+    fn resumed(self: &Rc<Self>, connection: &Rc<Connection>, resumption: Resumption) {
+        if resumption == Resumption::Without {
+            let removed = self.resumables.borrow_mut().remove(connection.key.index);
+            if removed.is_some_and(|resumable| resumable.told.is_recalled) {
+                return self.disprove(connection);
+            }
+        }
         self.enqueue(Work::Input(connection.clone(), Input::Resumed(resumption)));
     }
 
@@ -194,8 +239,9 @@ impl Shard {
         let close_delay = runtime.session.expired_subscription_close_delay;
         let mut writes = Vec::new();
         let mut touches = Vec::new();
+        let mut unconfirmed = Vec::new();
         for (index, resumable) in &mut self.resumables.borrow_mut().0 {
-            if resumable.generation == 0 {
+            if !resumable.has_record() || resumable.forget {
                 continue;
             }
             let connections = self.connections.borrow();
@@ -205,32 +251,41 @@ impl Shard {
                 continue;
             }
             let session = connection.session.borrow();
-            let fingerprint = Some(fingerprint_of(&session));
+            if resumable.told.is_unconfirmed {
+                unconfirmed.push(connection.clone());
+            }
+            let fingerprint = fingerprint_of(&session);
             let is_due = resumable.touched.after(settings.ttl / TOUCHES_PER_TTL) <= now.tick;
-            let is_changed = fingerprint != resumable.written || resumable.authorise;
-            if is_changed && writes.len() < WRITES_PER_TURN {
+            if resumable.is_changed(fingerprint) && writes.len() < WRITES_PER_TURN {
                 let is_authorised = std::mem::take(&mut resumable.authorise);
-                (resumable.written, resumable.touched) = (fingerprint, now.tick);
-                writes.push((connection.clone(), kept_subs(session.kept(), now, close_delay), is_authorised));
+                (resumable.written, resumable.touched) = (Some(fingerprint), now.tick);
+                resumable.told.is_changed = false;
+                let subs = kept_subs(session.kept(), now, close_delay);
+                let verdicts = resumable.told.verdicts.clone();
+                writes.push((connection.clone(), Held { subs, verdicts, is_connected: true, is_authorised }));
             } else if is_due && touches.len() < WRITES_PER_TURN {
                 resumable.touched = now.tick;
                 touches.push(connection.clone());
             }
         }
-        for (connection, subs, is_authorised) in writes {
-            self.write_subs(&connection, subs, is_authorised);
+        for connection in unconfirmed {
+            self.confirm(&connection);
+        }
+        for (connection, held) in writes {
+            self.write_held(&connection, held);
         }
         for connection in touches {
             self.touch(&connection);
         }
     }
 
-    fn write_subs(self: &Rc<Self>, connection: &Rc<Connection>, subs: Vec<Sub>, is_authorised: bool) {
+    fn write_held(self: &Rc<Self>, connection: &Rc<Connection>, held: Held) {
         let (Some(place), Some(sessions)) = (self.place(connection), self.node.sessions()) else { return };
         let (conn, ttl) = (connection.clone(), self.node.runtime().sessions.ttl);
+        let is_authorised = held.is_authorised;
         let written = async move {
             let key = Key { user: &place.user, id: &place.id, ttl };
-            sessions.update(key, place.generation, subs, true, is_authorised).await
+            sessions.update(key, place.generation, held).await
         };
         self.perform(written, move |shard, written| match written {
             Ok(Change::Made) => {}
@@ -269,6 +324,7 @@ impl Shard {
     pub(super) fn reauthorise_session(&self, connection: &Connection) {
         if let Some(resumable) = self.resumables.borrow_mut().0.get_mut(&connection.key.index) {
             resumable.authorise = true;
+            resumable.told.revoke();
         }
     }
 
@@ -284,11 +340,14 @@ impl Shard {
     /// Writes down what a connection had when it ended.
     pub(super) fn detach(self: &Rc<Self>, connection: &Rc<Connection>, kept: &[Kept]) {
         let (Some(place), Some(sessions)) = (self.place(connection), self.node.sessions()) else { return };
-        let forget = self.resumables.borrow().0.get(&connection.key.index).is_some_and(|resumable| resumable.forget);
+        let (forget, verdicts) = match self.resumables.borrow().get(connection) {
+            Some(resumable) => (resumable.forget, resumable.told.verdicts.clone()),
+            None => (false, None),
+        };
         let runtime = self.node.runtime();
         if !forget {
             let close_delay = runtime.session.expired_subscription_close_delay;
-            return self.write_end(place, kept_subs(kept.iter().cloned(), self.now(), close_delay));
+            return self.write_end(place, kept_subs(kept.iter().cloned(), self.now(), close_delay), verdicts);
         }
         let (ttl, tidying) = (runtime.sessions.ttl, self.node.tidying());
         let deleted = async move {
@@ -302,13 +361,14 @@ impl Shard {
         });
     }
 
-    fn write_end(self: &Rc<Self>, place: Place, subs: Vec<Sub>) {
+    fn write_end(self: &Rc<Self>, place: Place, subs: Vec<Sub>, verdicts: Option<Verdicts>) {
         let Some(sessions) = self.node.sessions() else { return };
         let (ttl, tidying) = (self.node.runtime().sessions.ttl, self.node.tidying());
         let written = async move {
             let _tidying = tidying;
             let key = Key { user: &place.user, id: &place.id, ttl };
-            sessions.update(key, place.generation, subs, false, false).await
+            let held = Held { subs, verdicts, is_connected: false, is_authorised: false };
+            sessions.update(key, place.generation, held).await
         };
         self.perform(written, |_, written| {
             if let Err(error) = written {
@@ -380,9 +440,9 @@ impl Shard {
     }
 
     /// Where the record of a connection is, if it has one.
-    fn place(&self, connection: &Connection) -> Option<Place> {
+    pub(super) fn place(&self, connection: &Connection) -> Option<Place> {
         let resumables = self.resumables.borrow();
-        let resumable = resumables.0.get(&connection.key.index).filter(|resumable| resumable.generation > 0)?;
+        let resumable = resumables.0.get(&connection.key.index).filter(|resumable| resumable.has_record())?;
         let user = connection.session.borrow().info()?.user.clone();
         Some(Place { user, id: resumable.id.clone(), generation: resumable.generation })
     }
