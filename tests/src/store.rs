@@ -128,11 +128,3 @@ macro_rules! on_every_store {
         }
     };
 }
-
-/// The same as [`on_every_store!`] on Redis only, for what the other servers do not have yet.
-#[macro_export]
-macro_rules! on_redis {
-    ($($scenario:ident)*) => {
-        $crate::on_every_store! { @module redis Redis; $($scenario)* }
-    };
-}

@@ -14,7 +14,7 @@ use tests::store::{Kind, Store};
 use tests::until;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-tests::on_redis! {
+tests::on_every_store! {
     a_client_that_comes_back_to_another_node_is_not_asked_about
     after_its_time_everything_is_asked_once
     other_credentials_are_asked_about
