@@ -4,13 +4,15 @@ mod nats_server;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use backplane::nats::NatsConfig;
+use backplane::nats::{Address, NatsConfig};
 use backplane::{Backplane, ChannelName, ClientId, ClientInfo, Delivery, PresenceEvent, PresenceStore};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use nats_server::node::{DEADLINE, Event, Node, again, channel, client};
+use nats_server::servers::link::Link;
 use nats_server::servers::run;
 use nats_server::{Server, Version};
 use nix::sys::signal::Signal;
@@ -305,6 +307,23 @@ fn lingering_members_outlive_a_restart(version: Version) {
     });
 }
 
+/// Clients with a room for each, in which they linger on this node until that time.
+async fn crowd(
+    node: &Node,
+    rooms: &[ChannelName],
+    count: usize,
+    until: Instant,
+) -> Vec<(ChannelName, Arc<ClientInfo>)> {
+    let crowd: Vec<_> = rooms.iter().cycle().take(count).map(|room| (room.clone(), client("u"))).collect();
+    let lingering = crowd.iter().map(async |(room, info)| {
+        node.backplane.add_presence(room, Arc::clone(info)).await.expect("add_presence");
+        let grace = until.saturating_duration_since(Instant::now());
+        node.backplane.linger_presence(room, info.client, grace).await.expect("linger_presence");
+    });
+    join_all(lingering).await;
+    crowd
+}
+
 /// Clients come back at the moment at which they are taken for gone: each was adopted, or its leave was announced once,
 /// and all are there in the end.
 fn adoption_and_leaving_exclude_each_other(version: Version) {
@@ -313,22 +332,14 @@ fn adoption_and_leaving_exclude_each_other(version: Version) {
         let config = short_lease(server.config());
         let (former, present) = (Node::connect(&config).await, Node::connect(&config).await);
         let mut watcher = Node::connect(&config).await;
-        let [room] = channel("room");
-        watcher.backplane.subscribe(std::slice::from_ref(&room)).await.expect("subscribe");
-        let clients: Vec<_> = (0..300).map(|n| client(&n.to_string())).collect();
-        for client in &clients {
-            former.backplane.add_presence(&room, Arc::clone(client)).await.expect("add_presence");
-        }
-        let mut returns = Vec::new();
-        for (n, client) in (0_u64..).zip(&clients) {
-            let grace = Duration::from_millis(1000 + 5 * n);
-            former.backplane.linger_presence(&room, client.client, grace).await.expect("linger_presence");
-            // Entries are looked at in steps of 150 ms.
-            returns.push((Instant::now() + grace + Duration::from_millis(n % 9 * 25), client));
-        }
-        let adopted = returns.into_iter().map(async |(time, client)| {
-            tokio::time::sleep_until(time.into()).await;
-            (client.client, adopt(&present, &room, client).await)
+        let rooms: Vec<ChannelName> = (0..8).map(|n| ChannelName::from(format!("room-{n}"))).collect();
+        watcher.backplane.subscribe(&rooms).await.expect("subscribe");
+        let until = Instant::now() + Duration::from_secs(4);
+        let clients = crowd(&former, &rooms, 600, until).await;
+        // They are looked at in steps of 150 ms, many at a time.
+        let adopted = clients.iter().zip(0..).map(async |((room, info), n)| {
+            tokio::time::sleep_until((until + Duration::from_micros(400 * n)).into()).await;
+            (info.client, adopt(&present, room, info).await)
         });
         let adopted: HashMap<ClientId, bool> = join_all(adopted).await.into_iter().collect();
         let count = adopted.values().filter(|is_adopted| !**is_adopted).count();
@@ -338,7 +349,42 @@ fn adoption_and_leaving_exclude_each_other(version: Version) {
             let times = left.get(&client).copied().unwrap_or(0);
             assert_eq!(times, usize::from(!is_adopted), "leaves of a client that was adopted: {is_adopted}");
         }
-        assert_eq!(members(&watcher, &room).await, clients.len());
+        let present = join_all(rooms.iter().map(|room| members(&watcher, room))).await;
+        assert_eq!(present.into_iter().sum::<usize>(), clients.len());
+    });
+}
+
+/// The connection breaks while many are adopted: who was adopted is there; who was not leaves once, however far it went.
+fn adoptions_that_were_cut_off_are_given_back(version: Version) {
+    run(async {
+        let server = Server::start(version);
+        let config = short_lease(server.config());
+        let link = Link::to(server.port);
+        let through = NatsConfig { servers: vec![Address::new("127.0.0.1", link.port)], ..config.clone() };
+        let (former, present) = (Node::connect(&config).await, Node::connect(&through).await);
+        let mut watcher = Node::connect(&config).await;
+        let rooms: Vec<ChannelName> = (0..8).map(|n| ChannelName::from(format!("room-{n}"))).collect();
+        watcher.backplane.subscribe(&rooms).await.expect("subscribe");
+        let clients = crowd(&former, &rooms, 200, Instant::now() + Duration::from_secs(8)).await;
+        let done = AtomicUsize::new(0);
+        let adopted = clients.iter().map(async |(room, info)| {
+            let adopted = present.backplane.adopt_presence(room, Arc::clone(info)).await;
+            if done.fetch_add(1, Ordering::Relaxed) == 40 {
+                link.cut_once();
+            }
+            (info.client, adopted)
+        });
+        let adopted = join_all(adopted).await;
+        let count = adopted.iter().filter(|(_, adopted)| adopted.is_err()).count();
+        println!("{version:?}: {count} of {} were cut off", clients.len());
+        assert!(count > 0, "the connection was cut");
+        let left = leaves(&mut watcher, count).await;
+        for (client, adopted) in adopted {
+            let times = left.get(&client).copied().unwrap_or(0);
+            assert_eq!(times, usize::from(adopted.is_err()), "leaves of a client whose adoption was {adopted:?}");
+        }
+        let present = join_all(rooms.iter().map(|room| members(&watcher, room))).await;
+        assert_eq!(present.into_iter().sum::<usize>(), clients.len() - count);
     });
 }
 
@@ -452,6 +498,7 @@ on_both! {
     lingering_members_outlive_their_node
     lingering_members_outlive_a_restart
     adoption_and_leaving_exclude_each_other
+    adoptions_that_were_cut_off_are_given_back
     a_late_goodbye_spares_the_client_on_another_node
     leaves_that_an_outage_has_stopped_are_made_good
 }
