@@ -35,6 +35,7 @@ COMPONENTS = {
     "redis": ["redis"],
     "nats": ["nats"],
     "keda": ["keda"],
+    "keda-metrics-api": ["keda-metrics-api"],
     "hpa": ["hpa"],
     "monitoring": ["monitoring"],
     "ingress-haproxy": ["ingress-haproxy"],
@@ -133,6 +134,11 @@ def helm(*arguments):
     return succeed(
         HELM, "template", "evenkeel", DEPLOY / "helm" / "evenkeel", "--namespace", "evenkeel",
         "--kube-version", KUBERNETES[0], *arguments)
+
+
+def environment(container):
+    """The environment of a container; a field of the pod that it is told stands for itself."""
+    return {one["name"]: one.get("value") or one["valueFrom"]["fieldRef"]["fieldPath"] for one in container.get("env", [])}
 
 
 def find(objects, kind, name=None):

@@ -1,8 +1,10 @@
 """What the autoscaler is told: a real Prometheus scrapes three real nodes on Redis, and the number of replicas that follows
 from the shipped ScaledObject is right, also while scrapes fail, nodes are cut off and Redis is away."""
 
+import json
 import math
 import unittest
+import urllib.parse
 
 import kit
 import servers
@@ -120,6 +122,23 @@ class MissingScrapes(Fleet):
         self.settles("within ten percent", 31, current=6, replicas=6)
         self.prometheus.kill()
         self.settles("Prometheus is gone", None, current=7, replicas=7)
+
+
+class AskedDirectly(Fleet):
+    """The variant without Prometheus."""
+
+    def test_any_node_tells_the_total_of_all_or_an_error(self):
+        (trigger,) = kit.find(kit.load_all(kit.overlay("keda-metrics-api")), "ScaledObject")["spec"]["triggers"]
+        asked = trigger["metadata"]
+        self.assertEqual(trigger["type"], "metrics-api")
+        self.assertEqual(float(asked["targetValue"]) / WORTH, self.autoscaler.threshold)
+        path = urllib.parse.urlsplit(asked["url"]).path
+        for node in self.nodes:
+            status, body = servers.fetch(f"http://{node.internal}{path}")
+            self.assertEqual((status, json.loads(body)[asked["valueLocation"]]), (200, 31))
+        self.ways[2].cut()
+        url = f"http://{self.nodes[2].internal}{path}"
+        servers.until("an error from the node that knows nothing", lambda: servers.fetch(url)[0] == 503, STALE)
 
 
 class StaleDigests(Fleet):
