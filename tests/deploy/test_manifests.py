@@ -99,7 +99,7 @@ class Configuration(kit.Check):
             container = deployment["spec"]["template"]["spec"]["containers"][0]
             self.assertEqual(container["args"], ["--config", "/etc/evenkeel/gateway.toml"])
             text = self.config_map(objects)["gateway.toml"]
-            env = {one["name"]: one["value"] for one in container.get("env", [])}
+            env = kit.environment(container)
             with self.subTest(rendering=name):
                 self.check_config(text, env)
 
@@ -114,6 +114,13 @@ class Configuration(kit.Check):
         credentials = re.findall(r"^LoadCredential=([^:]+):", unit, re.MULTILINE)
         self.assertEqual(sorted(value.removeprefix("%d/") for value in env.values()), sorted(credentials))
         self.check_config("", {name: value.replace("%d", kit.SECRETS) for name, value in env.items()})
+
+    def test_the_guide_gives_it_a_configuration(self):
+        guide = (kit.DEPLOY / "README.md").read_text(encoding="utf-8")
+        examples = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+        self.assertEqual(len(examples), 1)
+        for example in examples:
+            self.check_config(example, {"EVENKEEL_API_KEY": "a" * 24, "EVENKEEL_TOKEN_HMAC_SECRET": "b" * 32})
 
     def test_compose_gives_it_a_configuration(self):
         text = (kit.DEPLOY / "compose" / "compose.yaml").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ class Proxies(kit.Check):
         ours, compose = (without_comments(read(path)) for path in ["haproxy/haproxy.cfg", "compose/haproxy.cfg"])
         different = {line.strip() for line in set(ours) ^ set(compose)}
         allowed = [
-            r"stats socket \S+ mode 600 level admin", r"default-server .*", r"server gw\d \S+:8000", r"resolvers docker",
+            r"stats socket \S+ mode 600 level admin", r"default-server check .*", r"server gw\d \S+:8000", r"resolvers docker",
             r"nameserver dns 127\.0\.0\.11:53"]
         self.assertEqual([line for line in different if not any(re.fullmatch(one, line) for one in allowed)], [])
 

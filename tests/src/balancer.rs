@@ -24,6 +24,15 @@ pub enum Kind {
     Nginx,
 }
 
+/// A gateway behind it, and the port of its agent (`placement.agent_listen`).
+#[derive(Clone, Copy)]
+pub struct Member<'a> {
+    /// The gateway.
+    pub gateway: &'a Gateway,
+    /// The port.
+    pub agent_port: u16,
+}
+
 /// A running load balancer. Its processes end when it is dropped.
 pub struct Balancer {
     kind: Kind,
@@ -35,11 +44,11 @@ pub struct Balancer {
 
 impl Balancer {
     /// Starts one in front of these gateways and waits until it accepts connections.
-    pub async fn start(kind: Kind, gateways: &[&Gateway]) -> Self {
+    pub async fn start(kind: Kind, members: &[Member<'_>]) -> Self {
         let directory = tempfile::Builder::new().prefix("evenkeel-balancer-").tempdir().expect("a temporary directory");
         let (port, stats_port) = (free_port(), free_port());
         let config = directory.path().join("config");
-        fs::write(&config, kind.config(gateways, port, stats_port, directory.path())).expect("it is writable");
+        fs::write(&config, kind.config(members, port, stats_port, directory.path())).expect("it is writable");
         let log = File::create(directory.path().join("log")).expect("it is writable");
         let mut command = kind.command(&config, directory.path());
         // Workers must not outlive it, whatever happens to the master.
@@ -57,8 +66,8 @@ impl Balancer {
     }
 
     /// Puts it in front of these gateways, by a reload, and waits until new processes have taken over.
-    pub async fn reload(&self, gateways: &[&Gateway]) {
-        let text = self.kind.config(gateways, self.port, self.stats_port, self.directory.path());
+    pub async fn reload(&self, members: &[Member<'_>]) {
+        let text = self.kind.config(members, self.port, self.stats_port, self.directory.path());
         fs::write(self.directory.path().join("config"), text).expect("it is writable");
         let before = self.workers();
         let signal = match self.kind {
@@ -114,7 +123,7 @@ impl Kind {
     }
 
     /// The shipped configuration with these gateways for its servers.
-    fn config(self, gateways: &[&Gateway], port: u16, stats_port: u16, directory: &Path) -> String {
+    fn config(self, members: &[Member<'_>], port: u16, stats_port: u16, directory: &Path) -> String {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(match self {
             Self::Haproxy => "haproxy/haproxy.cfg",
             Self::Nginx => "nginx/nginx.conf",
@@ -141,18 +150,18 @@ impl Kind {
             assert!(text.contains(from), "{} has no {from:?} any more", shipped.display());
             text.replacen(from, to, 1)
         });
-        self.with_servers(&text, gateways)
+        self.with_servers(&text, members)
     }
 
     /// Each server's line is that of the first one, with another name and other addresses.
-    fn with_servers(self, text: &str, gateways: &[&Gateway]) -> String {
+    fn with_servers(self, text: &str, members: &[Member<'_>]) -> String {
         const ADDRESS: &str = "10.0.0.11:8000";
         let first = text.lines().find(|line| line.contains(ADDRESS)).expect("the configuration has servers");
-        let lines = gateways.iter().enumerate().map(|(index, gateway)| {
+        let lines = members.iter().enumerate().map(|(index, Member { gateway, agent_port })| {
             let readiness = gateway.internal_address().rsplit(':').next().expect("an address has a port");
             let address = match self {
-                // The port of the health check is the same for all nodes elsewhere, and in the defaults for servers.
-                Self::Haproxy => format!("{} port {readiness}", gateway.public_address()),
+                // The ports of the checks are the same for all nodes elsewhere, and in the defaults for servers.
+                Self::Haproxy => format!("{} port {readiness} agent-port {agent_port}", gateway.public_address()),
                 Self::Nginx => gateway.public_address().to_owned(),
             };
             first.replacen("gw1", &format!("gw{index}"), 1).replacen(ADDRESS, &address, 1)
@@ -177,7 +186,7 @@ fn temporary_paths(directory: &str) -> String {
 }
 
 /// A loopback port that nobody listens on.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound socket has an address").port()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::agent::Agent;
-use tests::balancer::{Balancer, Kind};
+use tests::balancer::{Balancer, Kind, Member, free_port};
 use tests::client::{Client, Closed};
 use tests::fleet::Fleet;
 use tests::gateway::{Builder, Gateway, config_with};
@@ -29,22 +29,25 @@ async fn nginx_carries_clients_through_scale_out_reload_and_drain() {
 
 async fn carries(kind: Kind) {
     let redis = Server::start(VOLATILE);
-    let fleet = Fleet::of((0..3).map(|_| node(&redis).start()).collect()).await;
-    let balancer = Balancer::start(kind, &[&fleet[0], &fleet[1]]).await;
+    let agent_ports = [(); 3].map(|()| free_port());
+    let fleet = Fleet::of(agent_ports.map(|port| node(&redis, port).start()).into()).await;
+    let member = |index: usize| Member { gateway: &fleet[index], agent_port: agent_ports[index] };
+    let all = [member(0), member(1), member(2)];
+    let balancer = Balancer::start(kind, &all[..2]).await;
     let mut clients = Clients::new().await;
     clients.connect(&balancer, 8).await;
     assert!(connections(&fleet).await[..2].iter().all(|count| *count >= 3), "{:?}", connections(&fleet).await);
     let mut load = Load::new();
     load.add(1, fleet[2].api(), CHANNEL, PAUSE);
 
-    balancer.reload(&[&fleet[0], &fleet[1], &fleet[2]]).await;
+    balancer.reload(&all).await;
     clients.connect(&balancer, 8).await;
     assert!(
         connections(&fleet).await[2] >= 1,
         "the server that was added has clients: {:?}",
         connections(&fleet).await
     );
-    balancer.reload(&[&fleet[0], &fleet[1], &fleet[2]]).await;
+    balancer.reload(&all).await;
     load.succeed(20).await;
     assert_eq!(clients.disturbed(), Vec::<String>::new(), "reloads end no connection");
 
@@ -77,14 +80,15 @@ async fn carries(kind: Kind) {
     .await;
 }
 
-/// A node that tells load balancers before it goes.
-fn node(redis: &Server) -> Builder {
+/// A node that tells load balancers before it goes, and moves nobody by itself.
+fn node(redis: &Server, agent_port: u16) -> Builder {
     let config = config_with("client", "recovery_limit = 5000").replacen(
         "grace_accept = \"0s\"\nwindow = \"0s\"",
         "grace_accept = \"5s\"\nwindow = \"5s\"",
         1,
     );
-    Gateway::with(&(config + &redis.config("")))
+    let placement = format!("\n[placement]\nagent_listen = \"127.0.0.1:{agent_port}\"\n[rebalance]\nenabled = false\n");
+    Gateway::with(&(config + &redis.config("") + &placement))
 }
 
 /// Connections of each node; zero of one that has ended.
