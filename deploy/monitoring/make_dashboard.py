@@ -30,6 +30,13 @@ ROWS = [
             ("sum(rate(gateway_recoveries_total{%s}[1m]))", "recoveries"),
             ("sum(rate(gateway_recovery_reads_total{%s}[1m]))", "reads")]),
     ]),
+    ("Levelling", [
+        ("lines", "Fullest / mean, as the fleet counts", "short", [("max(gateway_cluster_imbalance_ratio{%s})", "")]),
+        ("lines", "Connections moved", "cps", [("sum by (reason) (rate(gateway_moves_total{%s}[1m]))", "{{reason}}")]),
+        ("lines", "Pace of each pod", "cps", [("gateway_move_rate{%s}", BY_POD)]),
+        ("lines", "Connects turned away", "cps",
+         [("sum by (result) (rate(gateway_connects_total{%s, result!=\"established\"}[1m]))", "{{result}}")]),
+    ]),
     ("Delivery", [
         ("lines", "Deliveries", "cps", [("sum(rate(gateway_deliveries_total{%s}[1m]))", "deliveries"),
                                         ("sum(rate(gateway_messages_received_total{%s}[1m]))", "commands received")]),

@@ -5,7 +5,7 @@
 //! [`tokens`] signs JWTs, [`backend`] is the application that event proxies ask, [`bystander`] is the connection that must notice nothing, [`script`] runs the SDK scenarios.
 //!
 //! For several nodes: [`redis`] and [`nats`] start and trouble real servers, [`store`] is one of either, [`fleet`] is a few gateways on it,
-//! [`front`] a load balancer whose clients can be moved, [`agent`] a process with real SDK clients, [`load`] publishes
+//! [`front`] a load balancer whose clients can be moved, [`balancer`] real ones with the configurations of `deploy/`, [`agent`] a process with real SDK clients, [`load`] publishes
 //! numbered messages, [`audit`] judges what clients were given, [`trial`] puts the last three together.
 //!
 //! No wait is a guess: every one ends with an event or fails at [`DEADLINE`].
@@ -16,6 +16,7 @@ pub mod agent;
 pub mod api;
 pub mod audit;
 pub mod backend;
+pub mod balancer;
 pub mod bystander;
 pub mod client;
 pub mod fleet;
