@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,16 +10,12 @@ use clap::{Args, Parser, Subcommand};
 
 use auth::{Expected, KeySet, NewToken, mint_token};
 
+use crate::ask::{self, Place};
 use crate::config::{Config, Flags, Sources, parse_duration};
+use crate::top::INTERVAL_MIN;
 
 /// How long a token from `gateway token` is valid unless `--ttl` says otherwise.
 const TOKEN_TTL: &str = "1h";
-
-/// How long the `health` command waits: below the time limit of the probes that run it.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// What it reads of an answer.
-const STATUS_LINE_BYTES: u64 = 256;
 
 /// What the command line asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,6 +28,8 @@ pub enum Command {
     Token(TokenArgs),
     /// Ask a running gateway whether it is alive.
     Health(HealthArgs),
+    /// Show the fleet.
+    Top(TopArgs),
 }
 
 /// The WebSocket gateway. Without a command it serves.
@@ -56,6 +52,8 @@ enum Subcommands {
     Token(TokenArgs),
     /// Ask a running gateway whether it is alive: exit code 0 if it is. For containers without a shell
     Health(HealthArgs),
+    /// Show the fleet: nodes, how level they are, what moves and why not. Without a terminal once; q ends it
+    Top(TopArgs),
 }
 
 /// Flags about the configuration.
@@ -103,6 +101,28 @@ pub struct HealthArgs {
     pub ready: bool,
 }
 
+/// Flags of the `top` command.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct TopArgs {
+    /// The internal listener of any node
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9000", value_parser = Place::parse)]
+    pub url: Place,
+    /// Print the state once, as without a terminal
+    #[arg(long)]
+    pub once: bool,
+    /// How often to look, such as 500ms or 5s
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_interval)]
+    pub interval: Duration,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < INTERVAL_MIN {
+        return Err(format!("shorter than {INTERVAL_MIN:?}, which nobody can see"));
+    }
+    Ok(interval)
+}
+
 impl ConfigArgs {
     /// The sources of the configuration. The environment is passed in: nothing here reads it.
     pub fn sources(&self, environment: BTreeMap<String, String>) -> Sources {
@@ -126,6 +146,7 @@ pub fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -
         Some(Subcommands::CheckConfig(arguments)) => Command::CheckConfig(arguments),
         Some(Subcommands::Token(arguments)) => Command::Token(arguments),
         Some(Subcommands::Health(arguments)) => Command::Health(arguments),
+        Some(Subcommands::Top(arguments)) => Command::Top(arguments),
     })
 }
 
@@ -191,23 +212,11 @@ pub fn token(arguments: &TokenArgs, environment: BTreeMap<String, String>, now_u
 /// The `health` command.
 pub fn health(arguments: &HealthArgs) -> Printed {
     let path = if arguments.ready { "/health/ready" } else { "/health/live" };
-    match status_of(&arguments.internal, path) {
+    match ask::get(&arguments.internal, path).map(|answer| answer.status) {
         Ok(200) => Printed { success: true, ..Printed::default() },
         Ok(status) => Printed::failure(&format!("{path} of {} answers {status}", arguments.internal)),
         Err(error) => Printed::failure(&format!("{} cannot be asked: {error}", arguments.internal)),
     }
-}
-
-/// The status with which an HTTP server answers.
-fn status_of(address: &str, path: &str) -> io::Result<u16> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
-    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut line = String::new();
-    BufReader::new(stream.take(STATUS_LINE_BYTES)).read_line(&mut line)?;
-    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no HTTP server"))
 }
 
 /// Claims that pass the gateway's own checks, as far as they ask for one text.
@@ -229,6 +238,8 @@ fn claims(arguments: &TokenArgs, keys: &KeySet, now_unix: i64) -> NewToken {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+
     use auth::{Verification, Verifier};
 
     use super::*;
@@ -270,6 +281,19 @@ mod tests {
     }
 
     #[test]
+    fn the_fleet_is_looked_at_once_a_second_on_this_machine() {
+        let expected = TopArgs {
+            url: Place::parse("http://127.0.0.1:9000").expect("a URL"),
+            once: false,
+            interval: Duration::from_secs(1),
+        };
+        assert_eq!(parsed("gateway top"), Command::Top(expected.clone()));
+        let url = Place::parse("http://pod-1:9000").expect("a URL");
+        let expected = TopArgs { url, once: true, interval: Duration::from_millis(500) };
+        assert_eq!(parsed("gateway top --url http://pod-1:9000 --once --interval 500ms"), Command::Top(expected));
+    }
+
+    #[test]
     fn health_is_what_the_server_says() {
         let answered = |line: &'static str| {
             let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -299,6 +323,9 @@ mod tests {
     #[test]
     fn a_wrong_command_line_is_refused() {
         for line in ["gateway token", "gateway nonsense", "gateway --nonsense", "gateway token --user u --ttl 5"] {
+            assert!(parse(line.split(' ')).is_err(), "{line}");
+        }
+        for line in ["gateway top --url 127.0.0.1:9000", "gateway top --interval 50ms", "gateway top --interval 1"] {
             assert!(parse(line.split(' ')).is_err(), "{line}");
         }
     }

@@ -4,12 +4,13 @@
 //! (channels, positions, repair), [`shard`] (one core: connections, sessions, fan-out), [`admission`] (who is let in),
 //! [`transport`] (sockets), [`sessions`] (what outlives a connection), [`cluster`] (the other nodes), [`drain`] (emptying a
 //! node), [`proxy`] (asking the application), [`api`] (the server API), [`ops`] and [`admin`] (health, metrics and what
-//! operators ask), [`serve`] (putting it together).
+//! operators ask), [`serve`] (putting it together); beside the server, [`ask`] and [`top`] (looking at a fleet that runs).
 //! The session itself is the crate `session`, the wire format the crate `protocol`, tokens the crate `auth`.
 
 pub mod admin;
 pub mod admission;
 pub mod api;
+pub mod ask;
 pub mod cli;
 pub mod cluster;
 pub mod config;
@@ -25,4 +26,5 @@ pub mod proxy;
 pub mod serve;
 pub mod sessions;
 pub mod shard;
+pub mod top;
 pub mod transport;

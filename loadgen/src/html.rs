@@ -56,10 +56,11 @@ fn draw(plot: &Plot, out: &mut String) {
         out,
         "<h2>{}</h2>\n<svg viewBox=\"0 0 {width} {height}\" role=\"img\" font-size=\"13\">\
          <path d=\"M{MARGIN} 10V{bottom}H{right}\" fill=\"none\" stroke=\"#888\"/>\
-         <text x=\"{MARGIN}\" y=\"20\" dx=\"-6\" text-anchor=\"end\">{top:.0}</text>\
+         <text x=\"{MARGIN}\" y=\"20\" dx=\"-6\" text-anchor=\"end\">{}</text>\
          <text x=\"{MARGIN}\" y=\"{bottom}\" dx=\"-6\" text-anchor=\"end\">0</text>\
          <text x=\"{right}\" y=\"{legend}\" text-anchor=\"end\">{} s</text>",
         escape(plot.title),
+        number(top),
         seconds - 1
     );
     for (index, (name, values)) in plot.series.iter().enumerate() {
@@ -81,6 +82,11 @@ fn draw(plot: &Plot, out: &mut String) {
     out.push_str("</svg>\n");
 }
 
+/// A number beside an axis; of small ones that are not whole the parts count.
+fn number(value: f64) -> String {
+    if value < 10.0 && value.fract() != 0.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -99,6 +105,11 @@ mod tests {
         assert!(page.contains("points=\"60.0,190.0 510.0,100.0 960.0,10.0\""), "{page}");
         assert_eq!(page.matches("<polyline").count(), 2);
         assert!(!page.contains("http") && !page.contains("src="), "{page}");
+    }
+
+    #[test]
+    fn small_numbers_beside_an_axis_have_parts() {
+        assert_eq!([1.8, 2.0, 10.6].map(number), ["1.80", "2", "11"]);
     }
 
     #[test]

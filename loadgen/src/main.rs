@@ -14,6 +14,7 @@ use loadgen::scenario::options::ClientOptions;
 use loadgen::scenario::outage::{self, OutageOptions};
 use loadgen::scenario::resume::{self, ResumeOptions};
 use loadgen::scenario::rolling::{self, RollingOptions};
+use loadgen::scenario::scaleout::{self, ScaleoutOptions};
 use loadgen::scenario::storm::{self, StormOptions};
 
 /// Exit code of a run that could not be carried out, usage errors included: 2 is taken by void runs.
@@ -41,6 +42,7 @@ enum Scenario {
     Rolling(RollingOptions),
     Outage(OutageOptions),
     Resume(ResumeOptions),
+    Scaleout(ScaleoutOptions),
 }
 
 fn main() -> ExitCode {
@@ -104,6 +106,10 @@ fn run(scenario: &Scenario) -> Result<u8> {
         Scenario::Resume(options) => {
             options.client.pin()?;
             show(resume::run(options)?, &options.client)
+        }
+        Scenario::Scaleout(options) => {
+            options.client.pin()?;
+            show(scaleout::run(options)?, &options.client)
         }
     }
 }

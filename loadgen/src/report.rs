@@ -209,6 +209,30 @@ pub fn reasons(reasons: &BTreeMap<String, u64>) -> String {
     reasons.iter().map(|(reason, count)| format!("{count} x {reason}")).collect::<Vec<_>>().join("\n")
 }
 
+/// A curve over time, in characters: values from `floor` to the highest, over as many columns and rows.
+pub fn text_plot(values: &[f64], floor: f64, (columns, rows): (usize, usize)) -> String {
+    let top = values.iter().copied().fold(floor, f64::max);
+    let (Some(last), true) = (values.len().checked_sub(1), top > floor && rows > 1 && columns > 1) else {
+        return format!("{floor:.2} all the time");
+    };
+    // Where there are more values than columns, each shows the highest of its share.
+    let columns = columns.min(values.len());
+    let row_of = |column: usize| {
+        let share = &values[column * values.len() / columns..((column + 1) * values.len()).div_ceil(columns)];
+        let highest = share.iter().copied().fold(floor, f64::max);
+        ((highest - floor) / (top - floor) * (rows - 1) as f64).round() as usize
+    };
+    let heights: Vec<usize> = (0..columns).map(row_of).collect();
+    let line = |row: usize| {
+        let value = floor + (top - floor) * row as f64 / (rows - 1) as f64;
+        let marks: String = heights.iter().map(|height| if *height == row { '*' } else { ' ' }).collect();
+        format!("{value:5.2} |{}", marks).trim_end().to_owned()
+    };
+    let mut lines: Vec<String> = (0..rows).rev().map(line).collect();
+    lines.push(format!("      0 s{:>width$}", format!("{last} s"), width = columns.saturating_sub(2)));
+    lines.join("\n")
+}
+
 /// A number with thousands separated, as counts in a table are read by people.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -240,6 +264,16 @@ mod tests {
         let words = ["loadgen", "--api-key", "k1", "--token=k2", "--token-secret", "k3", "--rate", "5"];
         let shown = without_secrets(words.into_iter().map(str::to_owned));
         assert_eq!(shown, "loadgen --api-key *** --token=*** --token-secret *** --rate 5");
+    }
+
+    #[test]
+    fn a_curve_is_drawn_with_its_highest_points() {
+        let plot = text_plot(&[1.0, 1.0, 2.0, 1.5, 1.5, 1.0, 1.0, 1.0], 1.0, (8, 3));
+        assert_eq!(plot, " 2.00 |  *\n 1.50 |   **\n 1.00 |**   ***\n      0 s   7 s");
+        let narrow = text_plot(&[1.0, 1.0, 2.0, 1.5, 1.5, 1.0, 1.0, 1.0], 1.0, (4, 3));
+        assert_eq!(narrow, " 2.00 | *\n 1.50 |  *\n 1.00 |*  *\n      0 s7 s");
+        assert_eq!(text_plot(&[1.0, 1.0], 1.0, (8, 3)), "1.00 all the time");
+        assert_eq!(text_plot(&[], 1.0, (8, 3)), "1.00 all the time");
     }
 
     #[test]

@@ -75,6 +75,7 @@ pub fn run_to_end(arguments: &[&str]) -> Output {
 pub struct Builder {
     dir: TempDir,
     config: Option<String>,
+    listen: String,
     command: Command,
 }
 
@@ -106,8 +107,8 @@ impl Gateway {
     pub fn without_config() -> Builder {
         let dir = tempfile::Builder::new().prefix("evenkeel-test-").tempdir().expect("a temporary directory");
         let mut command = command();
-        command.args(["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"]);
-        Builder { dir, config: None, command }
+        command.args(["--internal-listen", "127.0.0.1:0"]);
+        Builder { dir, config: None, listen: "127.0.0.1:0".to_owned(), command }
     }
 
     /// A gateway with [`CONFIG`].
@@ -266,6 +267,13 @@ impl Builder {
         self
     }
 
+    /// Clients connect to this `host:port` instead of a free one.
+    #[must_use]
+    pub fn listen(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.listen);
+        self
+    }
+
     /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -287,6 +295,7 @@ impl Builder {
     /// With its log, when it ends or stays silent.
     pub fn start(mut self) -> Gateway {
         let turn = Turn::take();
+        self.command.args(["--listen", &self.listen]);
         if let Some(config) = &self.config {
             self.command.arg("--config").arg(write_config(self.dir.path(), config));
         }

@@ -5,7 +5,7 @@
 //! [`tokens`] signs JWTs, [`backend`] is the application that event proxies ask, [`bystander`] is the connection that must notice nothing, [`script`] runs the SDK scenarios.
 //!
 //! For several nodes: [`redis`] and [`nats`] start and trouble real servers, [`store`] is one of either, [`fleet`] is a few gateways on it,
-//! [`front`] a load balancer whose clients can be moved, [`balancer`] real ones with the configurations of `deploy/`, [`agent`] a process with real SDK clients, [`load`] publishes
+//! [`front`] a load balancer whose clients can be moved, [`balancer`] real ones with the configurations of `deploy/`, [`haproxy`] a real one that asks the agents of nodes, [`agent`] a process with real SDK clients, [`load`] publishes
 //! numbered messages, [`audit`] judges what clients were given, [`trial`] puts the last three together.
 //!
 //! No wait is a guess: every one ends with an event or fails at [`DEADLINE`].
@@ -23,6 +23,7 @@ pub mod fleet;
 pub mod frames;
 pub mod front;
 pub mod gateway;
+pub mod haproxy;
 pub mod http;
 pub mod load;
 pub mod nats;

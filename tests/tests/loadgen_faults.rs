@@ -127,6 +127,32 @@ fn every_node_is_killed_in_turn_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_fleet_that_moves_nothing_is_not_level_after_it_has_grown() {
+    let redis = Server::start(VOLATILE);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let config = redis.config("") + "\n[rebalance]\nenabled = false\n";
+    let gateway = write_config(dir.path(), &config, "grace_accept = \"0s\"\nwindow = \"1s\"");
+    let port = base_port(3);
+    let third = port.parse::<u16>().expect("a port") + 2;
+    let cluster = format!("http://127.0.0.1:{}/v1/cluster", third - 2 + INTERNAL_PORTS);
+    let later = format!("ws://127.0.0.1:{third}/connection/websocket");
+    let internal = third + INTERNAL_PORTS;
+    let grow = format!("exec {gateway} --listen 127.0.0.1:{third} --internal-listen 127.0.0.1:{internal}");
+    let nodes = ["--gateway-cmd", &gateway, "--nodes", "2", "--base-port", &port, "--cluster", &cluster];
+    let then = ["--later", &later, "--then", &grow, "--steady", "3", "--within", "8", "--stay", "1"];
+    let clients = ["-n", "300", "--channels", "10", "--rate", "50"];
+    let (code, result) = loadgen("scaleout", &[&nodes[..], &then, &clients].concat());
+    assert_ne!(code, 0, "{result:#}");
+    let result = assert_clean((code, result));
+    let ready = ["ready_before", "ready_after", "moves", "had_to_move"].map(|name| number(&result, name));
+    assert_eq!(ready, [2, 3, 0, 100], "{result:#}");
+    assert_eq!((&result["level_seconds"], &result["checks"][0]["holds"]), (&Value::Null, &Value::Bool(false)));
+    assert!((1.45..1.55).contains(&result["imbalance"].as_f64().expect("a number")), "{result:#}");
+    assert!(result["explanation"].as_str().is_some_and(|said| !said.is_empty()), "{result:#}");
+    assert!(result["curve"].as_array().is_some_and(|curve| curve.len() > 10), "{result:#}");
+}
+
+#[test]
 fn an_outage_of_the_backplane_is_repaired_and_told() {
     let redis = Server::start(VOLATILE);
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -1,10 +1,15 @@
 //! The command line: `check-config`, `token`, and mistakes before anything listens.
 
 use std::fs;
-use std::process::Output;
+use std::io::{Read, Write};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
 
 use serde_json::json;
-use tests::gateway::{CONFIG, Gateway, SECRET, command, run_to_end};
+use tests::gateway::{CONFIG, Gateway, SECRET, command, program, run_to_end};
+use tests::{DEADLINE, until};
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
@@ -133,6 +138,92 @@ async fn tokens_that_it_prints_are_accepted() {
     // Without a secret there is nothing to sign with.
     let output = run_to_end(&["token", "--user", "ann"]);
     assert!(!output.status.success() && text(&output).contains("hmac_secret"), "{}", text(&output));
+}
+
+/// Waits until the fleet knows of this many connections.
+async fn top_shows(gateway: &Gateway, start: &str) {
+    let shows = async || {
+        let output = run_to_end(&["top", "--once", "--url", gateway.internal_http()]);
+        output.status.success() && text(&output).starts_with(start)
+    };
+    until("a digest", shows).await;
+}
+
+#[tokio::test]
+async fn the_fleet_is_printed_where_there_is_no_terminal() {
+    let gateway = Gateway::start();
+    let _client = gateway.connect("ann").await;
+    top_shows(&gateway, "1 connection on 1 node: 1 ready, 0 draining, 0 starting\n").await;
+    let output = run_to_end(&["top", "--url", gateway.internal_http()]);
+    let text = text(&output);
+    assert!(output.status.success(), "{text}");
+    let row = text.lines().last().expect("a row of the node");
+    assert!(row.contains(" ready ") && row.contains(" ####") && row.contains(" 100 % "), "{text}");
+    assert!(!text.contains('\u{1b}'), "{text:?}");
+}
+
+#[test]
+fn a_fleet_that_cannot_be_read_is_told() {
+    let output = run_to_end(&["top", "--once", "--url", "http://127.0.0.1:1"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]));
+    assert!(text(&output).starts_with("http://127.0.0.1:1 cannot be asked: "), "{}", text(&output));
+    let gateway = Gateway::start();
+    let output = run_to_end(&["top", "--once", "--url", &gateway.public_http()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("not the internal listener"), "{}", text(&output));
+}
+
+/// `script` gives the program a terminal and shows everything that is written to it.
+#[tokio::test]
+async fn on_a_terminal_the_fleet_is_watched_until_a_key_ends_it() {
+    let gateway = Gateway::start();
+    top_shows(&gateway, "0 connections on 1 node").await;
+    for key in ["q", "\u{3}"] {
+        let top = program("gateway").display().to_string();
+        let line = format!("stty cols 100 rows 12; exec {top} top --interval 100ms --url {}", gateway.internal_http());
+        let mut script = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("script can be started");
+        let mut keyboard = script.stdin.take().expect("a pipe");
+        let shown = read_all(script.stdout.take().expect("a pipe"));
+        let mut seen = String::new();
+        // More than once, in place.
+        wait_for(&shown, &mut seen, |seen| seen.matches("0 connections on 1 node").count() >= 3);
+        keyboard.write_all(key.as_bytes()).expect("it listens");
+        wait_for(&shown, &mut seen, |seen| seen.contains("\u{1b}[?1049l"));
+        let status = script.wait().expect("it ends");
+        assert!(status.success(), "{seen:?}");
+        let (enter, leave) = (seen.find("\u{1b}[?1049h"), seen.find("\u{1b}[?1049l"));
+        assert!(enter.is_some() && enter < leave, "{seen:?}");
+        assert!(seen.contains("\u{1b}[?25l") && seen.contains("\u{1b}[?25h"), "the cursor is back: {seen:?}");
+    }
+}
+
+/// What comes, whether or not it is asked for.
+fn read_all(mut from: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            // Nobody listens any more once the test is over.
+            let _ = sender.send(String::from_utf8_lossy(&buffer[..count]).into_owned());
+        }
+    });
+    receiver
+}
+
+fn wait_for(from: &mpsc::Receiver<String>, seen: &mut String, holds: impl Fn(&str) -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds(seen) {
+        match from.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(more) => seen.push_str(&more),
+            Err(error) => panic!("{error}: {seen:?}"),
+        }
+    }
 }
 
 #[test]

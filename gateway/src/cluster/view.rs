@@ -255,6 +255,12 @@ mod tests {
             "nodes": [node("1", "a", "ready"), node("2", "b", "draining")],
         });
         assert_eq!(json!(cluster), expected);
+        let read =
+            crate::top::cluster::Cluster::read(200, expected.to_string().as_bytes()).expect("`top` understands it");
+        assert_eq!(
+            (read.imbalance, read.asked.as_str(), read.pauses),
+            (1.3333, "me", vec!["not_returning".to_owned()])
+        );
         assert_eq!(json!(describe(&digest, Duration::ZERO, None, String::new(), None))["nodes"], json!(null));
     }
 }

@@ -112,6 +112,7 @@ pub(super) fn run(arguments: impl IntoIterator<Item = OsString>, environment: BT
         Command::CheckConfig(arguments) => print(&cli::check_config(&arguments.sources(environment))),
         Command::Token(arguments) => print(&cli::token(&arguments, environment, unix_now())),
         Command::Health(arguments) => print(&cli::health(&arguments)),
+        Command::Top(arguments) => crate::top::run(&arguments),
     }
 }
 

@@ -44,6 +44,13 @@ impl Nodes {
         self.ready[node].store(ready, Ordering::Release);
     }
 
+    /// The node on which a client is connected at first: evenly over all nodes, as far as they are ready.
+    pub fn first_of(&self, client: usize) -> usize {
+        let ready = || (0..self.count()).filter(|node| self.is_ready(*node));
+        let turn = client.checked_rem(ready().count()).unwrap_or(0);
+        ready().nth(turn).unwrap_or(client % self.count())
+    }
+
     /// The node of the next connection: the ready ones in turn, or all of them when none is.
     pub fn next(&self) -> usize {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -69,6 +76,16 @@ mod tests {
         assert!([0; 30].iter().all(|_| nodes.next() != 1));
         nodes.set_ready(1, true);
         assert!([0; 3].iter().any(|_| nodes.next() == 1));
+    }
+
+    #[test]
+    fn clients_begin_spread_over_the_nodes_that_are_ready() {
+        let nodes = three();
+        assert_eq!([0, 1, 2, 3, 4].map(|client| nodes.first_of(client)), [0, 1, 2, 0, 1]);
+        nodes.set_ready(2, false);
+        assert_eq!([0, 1, 2, 3, 4].map(|client| nodes.first_of(client)), [0, 1, 0, 1, 0]);
+        (0..3).for_each(|node| nodes.set_ready(node, false));
+        assert_eq!(nodes.first_of(2), 2, "without a ready node all are tried");
     }
 
     #[test]

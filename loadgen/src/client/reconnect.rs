@@ -56,7 +56,7 @@ impl Worker {
                 }
             }
             self.next_to_open += 1;
-            self.lives[connection].node = (self.first + connection) % self.plan.nodes.count();
+            self.lives[connection].node = self.plan.nodes.first_of(self.first + connection);
             self.open(connection, started_ns);
         }
     }

@@ -1,9 +1,10 @@
 //! What can be run. Each scenario has its options, its run and its result.
 //!
 //! [`connect`], [`fanout`], [`limit`] and [`compare`] measure servers that nothing happens to. [`storm`], [`rolling`],
-//! [`outage`] and [`resume`] break things: [`population`] is who is connected, [`fleet`] the nodes, [`control`] and
-//! [`health`] how they are ended and asked, [`course`] what such runs have in common.
+//! [`outage`], [`resume`] and [`scaleout`] break or change things: [`population`] is who is connected, [`fleet`] the nodes,
+//! [`control`], [`health`] and [`cluster`] how they are ended and asked, [`course`] what such runs have in common.
 
+pub mod cluster;
 pub mod compare;
 pub mod connect;
 pub mod control;
@@ -19,4 +20,5 @@ pub mod population;
 pub mod process;
 pub mod resume;
 pub mod rolling;
+pub mod scaleout;
 pub mod storm;
