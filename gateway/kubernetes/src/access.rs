@@ -80,7 +80,9 @@ fn missed<T>(outcome: Result<T, CallError>, what: &str) -> Result<Option<String>
     match outcome {
         Ok(_) => Ok(None),
         Err(CallError::NotFound) => Ok(Some(format!("{what} does not exist"))),
-        Err(CallError::Forbidden(why) | CallError::Refused(why)) => Ok(Some(format!("{what}: {why}"))),
+        Err(CallError::Forbidden(why) | CallError::Invalid(why) | CallError::Refused(why)) => {
+            Ok(Some(format!("{what}: {why}")))
+        }
         Err(error) => Err(error),
     }
 }

@@ -246,7 +246,13 @@ impl Run {
     async fn take_part(&mut self, api: &Api, identity: &str, complaint: &mut Option<String>) {
         let mut failures = 0;
         loop {
-            let pause = match probe(api, &self.settings).await {
+            let mut inputs = self.inputs.clone();
+            // Many calls, which need not be waited for: they change nothing.
+            let probed = tokio::select! {
+                probed = probe(api, &self.settings) => probed,
+                _ = inputs.wait_for(Inputs::must_rest) => return,
+            };
+            let pause = match probed {
                 Ok(Finding::Works) => match self.campaign(api, identity, complaint).await {
                     End::Rest => return,
                     End::Missing(why) => {

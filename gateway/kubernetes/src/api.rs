@@ -22,6 +22,9 @@ pub(crate) enum CallError {
     /// A permission is missing.
     #[error("forbidden: {0}")]
     Forbidden(String),
+    /// The object would not be valid: it is another one than the caller meant, or a bug here.
+    #[error("invalid: {0}")]
+    Invalid(String),
     /// The server does not want this, also not later: a bug here, or a server of another kind.
     #[error("refused: {0}")]
     Refused(String),
@@ -65,6 +68,7 @@ impl Api {
         if until.is_some_and(|until| Instant::now() >= until) {
             return Err(CallError::Ended);
         }
+        let asked = Instant::now();
         let outcome = match tokio::time::timeout(self.timeout, call).await {
             Ok(outcome) => outcome.map_err(|error| sort(&error)),
             Err(_) => {
@@ -72,12 +76,12 @@ impl Api {
                 Err(CallError::Unavailable(format!("no answer within {:?}", self.timeout)))
             }
         };
-        self.note(outcome.as_ref().err());
+        self.note(asked, outcome.as_ref().err());
         outcome
     }
 
-    /// Counts a call that ended, and notes whether the server is there.
-    pub(crate) fn note(&self, error: Option<&CallError>) {
+    /// Counts a call that was made at `asked` and has ended, and notes whether the server is there.
+    pub(crate) fn note(&self, asked: Instant, error: Option<&CallError>) {
         count(&self.health.calls);
         match error {
             Some(CallError::Unavailable(why)) => {
@@ -88,7 +92,7 @@ impl Api {
             Some(CallError::Forbidden(_)) => count(&self.health.calls_forbidden),
             _ => {}
         }
-        self.health.answered();
+        self.health.answered(asked);
     }
 }
 
@@ -109,6 +113,7 @@ pub(crate) fn sort_status(status: &kube::core::Status) -> CallError {
         401 | 403 => CallError::Forbidden(said()),
         404 => CallError::NotFound,
         409 => CallError::Conflict,
+        422 => CallError::Invalid(said()),
         408 | 429 | 500.. => CallError::Unavailable(said()),
         _ => CallError::Refused(said()),
     }

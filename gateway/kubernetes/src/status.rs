@@ -123,9 +123,10 @@ impl Health {
         }
     }
 
-    /// The API server has answered. An outage ends, with one line in the log.
-    pub(crate) fn answered(&self) {
-        let Some(since) = self.outage.lock().since.take() else { return };
+    /// The API server has answered what was asked at `asked`. An outage ends, with one line in the log, unless it began
+    /// after that: an answer that was on its way when the server died says nothing.
+    pub(crate) fn answered(&self, asked: Instant) {
+        let Some(since) = self.outage.lock().since.take_if(|since| *since <= asked) else { return };
         let outage_ms = since.elapsed().as_millis();
         tracing::info!(outage_ms, "the Kubernetes API server is back");
     }
@@ -139,5 +140,22 @@ impl Health {
         outage.since = Some(Instant::now());
         outage.began += 1;
         tracing::warn!(why, "the Kubernetes API server is away: which pods get new connections stays as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_was_on_its_way_does_not_end_an_outage() {
+        let health = Health::default();
+        let asked = Instant::now();
+        health.unanswered("it was killed");
+        health.answered(asked);
+        health.unanswered("nobody listens");
+        assert_eq!((health.status().is_up, health.status().outages), (false, 1));
+        health.answered(Instant::now());
+        assert_eq!((health.status().is_up, health.status().outages), (true, 1));
     }
 }

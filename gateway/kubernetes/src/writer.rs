@@ -26,6 +26,9 @@ pub(crate) use service::{Services, load};
 /// After a write that came too late it is looked again this soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// So many writes in a row that came too late are no coincidence: somebody else keeps slices of the same names.
+const OVERTAKEN_MAX: u32 = 5;
+
 /// The longest pause after calls that failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
@@ -66,6 +69,8 @@ struct Progress {
     /// Nothing is tried before.
     not_before: Instant,
     failures: u32,
+    /// Passes in a row that were overtaken.
+    overtaken: u32,
 }
 
 /// Why one watch over the pods ends.
@@ -168,6 +173,7 @@ impl Writer {
             last_pass: None,
             not_before: now,
             failures: 0,
+            overtaken: 0,
         };
         loop {
             let watch = Watch::start(self.api.clone(), &progress.services.selector);
@@ -281,16 +287,18 @@ impl Writer {
     fn complain(&mut self, error: &CallError) -> Option<End> {
         match error {
             CallError::Forbidden(why) => return Some(End::Missing(why.clone())),
-            CallError::Refused(_) | CallError::NotFound => {
-                let why = error.to_string();
-                if self.complaint.as_ref() != Some(&why) {
-                    tracing::warn!(why, "the slices of the open set cannot be written");
-                    self.complaint = Some(why);
-                }
-            }
+            CallError::Invalid(_) | CallError::Refused(_) | CallError::NotFound => self.say_once(error),
             CallError::Unavailable(_) | CallError::Conflict | CallError::Ended => {}
         }
         None
+    }
+
+    fn say_once(&mut self, error: &CallError) {
+        let why = error.to_string();
+        if self.complaint.as_ref() != Some(&why) {
+            tracing::warn!(why, "the slices of the open set cannot be written");
+            self.complaint = Some(why);
+        }
     }
 }
 

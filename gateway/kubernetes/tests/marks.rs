@@ -63,8 +63,10 @@ async fn a_successor_of_the_same_name_is_not_marked() {
         server.refuse("patch", "pods");
     });
     agent.mark(names([0]));
-    let is_tried = |calls: Vec<apiserver::Call>| calls.iter().any(|call| call.verb == "patch" && call.code == 409);
+    let is_tried = |calls: Vec<apiserver::Call>| calls.iter().any(|call| call.verb == "patch" && call.code == 422);
     cluster.server.until("it was refused", DEADLINE, |server| is_tried(server.calls())).await;
+    let passes = agent.status().passes;
+    cluster.server.until("passes go on", DEADLINE, |_| agent.status().passes > passes).await;
     assert_eq!(cost(&cluster, 0), Value::Null);
     assert_eq!(cost(&cluster, 1), Value::Null);
 }

@@ -6,6 +6,7 @@
 mod cluster;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -177,7 +178,9 @@ where
 #[tokio::test]
 async fn a_real_api_server_is_written_as_the_one_of_the_tests_is() {
     let Some(path) = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) else {
-        eprintln!("skipped: KUBECONFIG is not set; `tests/run kubernetes` runs this against a real API server");
+        // Not by `eprintln!`, which shows only when a test fails.
+        let said = b"skipped: KUBECONFIG is not set; `tests/run kubernetes` runs this against a real API server\n";
+        std::io::stderr().write_all(said).expect("somewhere to say it");
         return;
     };
     let real = Real::start(path.into()).await;

@@ -123,7 +123,7 @@ async fn both_families_have_slices_and_a_service_of_one_family_has_only_that() {
     cluster.server.change("services", HERE, "ws", |service| service["spec"]["ipFamilies"] = json!(["IPv6"]));
     let v6 = BTreeSet::from([("IPv6".to_owned(), 4)]);
     cluster.server.until("one family", DEADLINE, |_| lens(&cluster) == v6).await;
-    assert!(agent.status().slices_deleted > 0);
+    cluster.server.until("it is counted", DEADLINE, |_| agent.status().slices_deleted > 0).await;
 }
 
 #[tokio::test]
@@ -213,6 +213,7 @@ async fn a_watch_that_cannot_go_on_makes_a_new_list() {
     let cluster = Cluster::start().await;
     cluster.add_pods(0..3);
     let agent = cluster.candidate("a");
+    agent.decide(open(1, 0..4));
     cluster.until_published(&names(0..3)).await;
     let begun = agent.status().watches_begun;
     cluster.server.forget_history();
@@ -232,4 +233,24 @@ async fn other_labels_of_the_pods_are_followed() {
     cluster.server.change("services", HERE, "ws-all", |all| all["spec"]["selector"] = json!({ "app": "new" }));
     cluster.until_published(&names([2])).await;
     assert!(matches!(agent.outlook().borrow().state, State::Writer { .. }));
+}
+
+#[tokio::test]
+async fn a_name_that_somebody_else_has_taken_is_tried_again_at_a_growing_pace() {
+    let cluster = Cluster::start().await;
+    cluster.add_pods(0..3);
+    let taken = json!({ "metadata": {}, "addressType": "IPv4", "endpoints": [], "ports": [] });
+    cluster.server.put("endpointslices", HERE, "ws-open-ipv4-0", taken);
+    let agent = cluster.candidate("a");
+    let refused = |server: &apiserver::ApiServer| {
+        let calls = server.calls().into_iter();
+        let refused = calls.filter(|call| call.resource == "endpointslices" && call.code == 409);
+        refused.map(|call| call.at).collect::<Vec<_>>()
+    };
+    cluster.server.until("seven tries", DEADLINE, |server| refused(server).len() >= 7).await;
+    let at = refused(&cluster.server);
+    assert!(at[6] - at[5] >= Duration::from_millis(400), "{:?}", at[6] - at[5]);
+    assert!(agent.outlook().borrow().is_writer());
+    cluster.server.remove("endpointslices", HERE, "ws-open-ipv4-0");
+    cluster.until_published(&names(0..3)).await;
 }

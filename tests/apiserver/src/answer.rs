@@ -146,6 +146,10 @@ fn apply_patch(store: &mut Store, route: &Route, key: &Key, body: &Value) -> Ans
 
 fn merge_patch(store: &mut Store, route: &Route, key: &Key, body: &Value) -> Answer {
     let Entry { object, mut fields } = store.entry(key).cloned().ok_or_else(|| Refusal::missing(key))?;
+    let uid = &body["metadata"]["uid"];
+    if uid.is_string() && *uid != object["metadata"]["uid"] {
+        return Err(invalid("metadata.uid: field is immutable"));
+    }
     check_seen(&object, body)?;
     let mut after = object.clone();
     merge(&mut after, body);

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -353,11 +354,13 @@ fn key(resource: &str, namespace: &str, name: &str) -> Key {
 }
 
 async fn listen(address: IpAddr) -> TcpListener {
-    let seed = std::process::id() as u16 ^ Instant::now().elapsed().subsec_nanos() as u16;
-    let count = PORTS.end - PORTS.start;
-    for attempt in 0..count {
-        // Far from the last one, so that tests that begin together do not follow each other.
-        let port = PORTS.start + (seed.wrapping_add(attempt.wrapping_mul(7_919))) % count;
+    /// Servers tried to start in this process so far. None gets a port that another one had, which may come back to it.
+    static TRIES: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    for _ in 0..count {
+        // Each process begins far from the others.
+        let offset = std::process::id().wrapping_mul(7_919).wrapping_add(TRIES.fetch_add(1, Relaxed)) % count;
+        let port = PORTS.start + offset as u16;
         if let Ok(listener) = TcpListener::bind((address, port)).await {
             return listener;
         }

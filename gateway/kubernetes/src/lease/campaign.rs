@@ -182,7 +182,7 @@ impl Campaign {
     }
 
     /// Tells what this candidate may do now.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let now = self.election.tenure(Instant::now());
         let before = self.tenure.send_replace(now);
         let health = self.api.health();
@@ -195,6 +195,8 @@ impl Campaign {
             }
             (Some(tenure), None) => {
                 count(&health.leases_lost);
+                // Those of a holder, who tries often, say nothing about how often a candidate should.
+                self.failures = 0;
                 tracing::info!(term = tenure.term, "this node does not write the open set any more");
             }
             (_, Some(tenure)) => health.term.store(tenure.term, std::sync::atomic::Ordering::Relaxed),
@@ -206,7 +208,7 @@ impl Campaign {
 fn failed(error: CallError) -> Result<Outcome, CallError> {
     match error {
         CallError::Forbidden(_) => Err(error),
-        CallError::Refused(why) => {
+        CallError::Invalid(why) | CallError::Refused(why) => {
             tracing::debug!(why, "the lease cannot be written");
             Ok(Outcome::Failed)
         }

@@ -151,8 +151,8 @@ impl Election {
 /// How long to pause before the next step. `dice` is a random number from 0 to 1, so that candidates do not move in step;
 /// `failures` are calls that failed in a row.
 pub fn pause(timing: &Timing, is_held: bool, failures: u32, dice: f64) -> Duration {
-    /// While the API server is away it is asked by each candidate this often at least.
-    const BACKOFF_MAX: Duration = Duration::from_secs(30);
+    /// While the API server is away it is asked by each candidate this often at least: a few calls for the whole fleet.
+    const BACKOFF_MAX: Duration = Duration::from_secs(10);
     let third = timing.duration / 3;
     let (base, spread) = match (is_held, failures) {
         (_, 0) => (third, 0.2),

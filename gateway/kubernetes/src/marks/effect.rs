@@ -22,12 +22,12 @@ pub(crate) async fn apply(api: &Api, step: &Step, term: u32, until: Instant) -> 
     if let Some(cost) = cost {
         annotations[DELETION_COST] = cost;
     }
-    // The uid is a condition: the API server refuses if it differs.
+    // The uid is a condition: an object whose uid would change is not valid.
     let patch = json!({ "metadata": { "uid": step.uid, "annotations": annotations } });
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), api.namespace());
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     match api.call(Some(until), pods.patch_metadata(&step.pod, &params, &Patch::Merge(patch))).await {
-        Ok(_) | Err(CallError::NotFound | CallError::Conflict) => Ok(()),
+        Ok(_) | Err(CallError::NotFound | CallError::Conflict | CallError::Invalid(_)) => Ok(()),
         Err(error) => Err(error),
     }
 }

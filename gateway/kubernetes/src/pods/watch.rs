@@ -1,6 +1,7 @@
 //! Keeps the set of pods current.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod as ApiPod;
@@ -70,7 +71,7 @@ async fn follow(api: Api, config: watcher::Config, sender: watch::Sender<Seen>) 
             Event::InitApply(pod) => listed.extend(facts(pod).map(|pod| (pod.uid.clone(), pod))),
             Event::InitDone => {
                 count(&api.health().watches_begun);
-                api.health().answered();
+                api.health().answered(Instant::now());
                 let listed = Arc::new(std::mem::take(&mut listed));
                 let seen = Seen { pods: Some(listed), forbidden: None };
                 sender.send_if_modified(|known| std::mem::replace(known, seen.clone()) != seen);
@@ -112,7 +113,7 @@ fn failed(api: &Api, error: &watcher::Error, sender: &watch::Sender<Seen>) {
         watcher::Error::WatchError(status) => sort_status(status),
         watcher::Error::NoResourceVersion => CallError::Refused("a list without a version".to_owned()),
     };
-    api.note(Some(&error));
+    api.note(Instant::now(), Some(&error));
     if let CallError::Forbidden(why) = error {
         sender.send_modify(|seen| seen.forbidden = Some(why));
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{LOOK_AGAIN, MARK_AGAIN, Progress, Turn, Writer, backoff, load, note};
+use super::{LOOK_AGAIN, MARK_AGAIN, OVERTAKEN_MAX, Progress, Turn, Writer, backoff, load, note};
 use crate::agent::Inputs;
 use crate::api::CallError;
 use crate::choose::Choice;
@@ -48,6 +48,7 @@ impl Writer {
             Ok(choice) => {
                 count(&self.health().passes);
                 progress.failures = 0;
+                progress.overtaken = 0;
                 self.complaint = None;
                 self.confirm(progress, inputs, choice, began);
                 return None;
@@ -71,8 +72,15 @@ impl Writer {
                 }
                 progress.open = None;
                 let pause = match error {
-                    CallError::Conflict | CallError::Ended => LOOK_AGAIN.mul_f64(0.5 + rand::random::<f64>()),
+                    CallError::Ended => again(),
+                    CallError::Conflict if progress.overtaken < OVERTAKEN_MAX => {
+                        progress.overtaken += 1;
+                        again()
+                    }
                     _ => {
+                        if error == CallError::Conflict {
+                            self.say_once(&error);
+                        }
                         progress.failures += 1;
                         backoff(progress.failures)
                     }
@@ -188,4 +196,9 @@ impl Writer {
             outlook.decision = decision;
         });
     }
+}
+
+/// The pause before a pass that was overtaken is made again.
+fn again() -> Duration {
+    LOOK_AGAIN.mul_f64(0.5 + rand::random::<f64>())
 }
