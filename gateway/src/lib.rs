@@ -19,6 +19,7 @@ pub mod hub;
 pub mod metrics;
 pub mod node;
 pub mod ops;
+pub mod placing;
 pub mod process;
 pub mod proxy;
 pub mod serve;

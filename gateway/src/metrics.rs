@@ -88,6 +88,12 @@ pub const COMMAND_GAPS: &str = "gateway_cluster_command_gaps_total";
 pub const FLEET_CONNECTIONS: &str = "gateway_fleet_connections";
 /// Nodes by `state`: `ready`, `draining` or `starting`, from the coordinator's digest; absent when that is stale.
 pub const CLUSTER_NODES: &str = "gateway_cluster_nodes";
+/// The fullest node in comparison with the mean, from the coordinator's digest; 1 is level; absent when that is stale.
+pub const IMBALANCE: &str = "gateway_cluster_imbalance_ratio";
+/// Connections closed with 3011 in order to move them, by `reason`: `level`, `retire` or `max_age`.
+pub const MOVES: &str = "gateway_moves_total";
+/// Connections per second that this node moves now, in order to level.
+pub const MOVE_RATE: &str = "gateway_move_rate";
 /// Calls to the backplane under way.
 pub const BACKPLANE_IN_FLIGHT: &str = "gateway_backplane_calls_in_flight";
 /// Calls to the backplane that ended.
@@ -184,6 +190,9 @@ fn describe() {
     describe_counter!(COMMAND_GAPS, "Commands of other nodes that were not delivered, by outcome.");
     describe_gauge!(FLEET_CONNECTIONS, "Live connections of all nodes; absent when unknown.");
     describe_gauge!(CLUSTER_NODES, "Nodes by state; absent when unknown.");
+    describe_gauge!(IMBALANCE, "The fullest node in comparison with the mean; absent when unknown.");
+    describe_counter!(MOVES, "Connections closed in order to move them, by reason.");
+    describe_gauge!(MOVE_RATE, "Connections per second that this node moves now.");
     describe_gauge!(BACKPLANE_IN_FLIGHT, "Calls to the backplane under way.");
     describe_counter!(BACKPLANE_CALLS, "Calls to the backplane that ended.");
     describe_counter!(BACKPLANE_FAILURES, "Calls to the backplane that failed, by reason.");

@@ -10,6 +10,7 @@ use backplane::{
     Backplane, BackplaneError, ChannelName, ClientId, HistoryOptions, HistoryPage, HistoryQuery, NewPublication,
     NodeId, PresenceEvent, PublishOptions, Published, UserId,
 };
+use placement::Digest;
 use session::channels::Channels;
 use session::close::CloseCode;
 use session::time::{Now, Tick};
@@ -23,12 +24,14 @@ use crate::api::glob::Glob;
 use crate::api::info::{self, NodeInfo};
 use crate::cluster::commands::{AskError, Commands};
 use crate::cluster::inbox::{ClusterInbox, Switchboard};
-use crate::cluster::roster::{Digest, Roster};
+use crate::cluster::roster::Roster;
+use crate::cluster::view::Table;
 use crate::config::Config;
 use crate::config::origin::OriginRule;
 use crate::drain::{Drain, DrainTimes};
 use crate::hub::Registry;
 use crate::metrics::NodeMeters;
+use crate::placing::{MoveRule, PlacementSettings, Placing, RebalanceSettings};
 use crate::proxy::Proxies;
 use crate::sessions::SessionSettings;
 use crate::sessions::store::Sessions;
@@ -58,6 +61,8 @@ pub struct Runtime {
     pub proxies: Proxies,
     /// Readiness fails while the backplane is down.
     pub backplane_required: bool,
+    /// How connections are moved.
+    pub rebalance: RebalanceSettings,
 }
 
 impl Runtime {
@@ -83,6 +88,7 @@ impl Runtime {
             api: ApiKeys::new(keys, config.api.key_in_query),
             proxies: Proxies::new(&config.proxies, predecessor.map(|running| &running.proxies))?,
             backplane_required: config.backplane.required,
+            rebalance: config.rebalance.clone(),
         })
     }
 
@@ -125,6 +131,8 @@ pub struct NodeOptions {
     pub admission: AdmissionSettings,
     /// Times of a drain.
     pub drain: DrainTimes,
+    /// What the fleet is told of this node.
+    pub placement: PlacementSettings,
 }
 
 impl Default for NodeOptions {
@@ -132,7 +140,13 @@ impl Default for NodeOptions {
     fn default() -> Self {
         let (grace_accept, window) = (Duration::from_secs(5), Duration::from_secs(30));
         let drain = DrainTimes { grace_accept, window, deadline: DrainTimes::deadline_of(grace_accept, window) };
-        Self { connections_max: 100_000, connections_per_user: 0, admission: AdmissionSettings::default(), drain }
+        Self {
+            connections_max: 100_000,
+            connections_per_user: 0,
+            admission: AdmissionSettings::default(),
+            drain,
+            placement: PlacementSettings::default(),
+        }
     }
 }
 
@@ -152,6 +166,7 @@ pub struct Node {
     commands: OnceLock<Arc<Commands>>,
     /// What is known of the fleet, this node included.
     roster: OnceLock<Arc<Roster>>,
+    table: Table,
     /// Records of sessions; unset where there is no place for them.
     sessions: OnceLock<Sessions>,
     /// Calls under way that must not be cut off by the end of the process.
@@ -168,6 +183,9 @@ pub struct Node {
     pub user_limits: UserLimits,
     /// Emptying this node.
     pub drain: Drain,
+    placement: PlacementSettings,
+    /// What this node counts and knows about placement.
+    pub placing: Placing,
     ready: AtomicBool,
     backplane_up: AtomicBool,
     leaving: AtomicBool,
@@ -195,6 +213,7 @@ impl Node {
             cluster_inbox,
             commands: OnceLock::new(),
             roster: OnceLock::new(),
+            table: Table::default(),
             sessions: OnceLock::new(),
             tidying: AtomicUsize::new(0),
             inboxes,
@@ -206,6 +225,8 @@ impl Node {
             address_limits: AddressLimits::new(&options.admission),
             user_limits: UserLimits::new(options.connections_per_user),
             drain: Drain::new(options.drain),
+            placement: options.placement,
+            placing: Placing::default(),
             ready: AtomicBool::new(false),
             backplane_up: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
@@ -305,7 +326,29 @@ impl Node {
         self.connections() < self.connections_max
     }
 
+    /// How many more connections it may hold.
+    pub fn room(&self) -> usize {
+        self.connections_max.saturating_sub(self.connections())
+    }
+
+    /// Live connections without those that have been told to go.
+    pub fn staying_connections(&self) -> u64 {
+        (self.connections() as u64).saturating_sub(self.placing.going())
+    }
+
+    /// Upgrade requests per second that it takes; nothing if there is no bound.
+    pub fn accepts_per_second(&self) -> Option<f64> {
+        let rate = f64::from(self.admission.rate) * self.inboxes.len() as f64;
+        (rate > 0.0).then_some(rate)
+    }
+
+    /// What the fleet is told of this node.
+    pub fn placement(&self) -> &PlacementSettings {
+        &self.placement
+    }
+
     pub(crate) fn connection_opened(&self) {
+        self.placing.count_accepted();
         let connections = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.meters.connections(connections);
     }
@@ -428,8 +471,18 @@ impl Node {
     }
 
     /// What is known of the fleet; `None` when that is stale.
-    pub fn digest(&self) -> Option<Digest> {
+    pub fn digest(&self) -> Option<Arc<Digest>> {
         self.roster.get().and_then(|roster| roster.digest())
+    }
+
+    /// What this node knows of the others; `None` before it has joined the fleet.
+    pub fn roster(&self) -> Option<Arc<Roster>> {
+        self.roster.get().cloned()
+    }
+
+    /// The table of nodes, for those who look at it.
+    pub fn table(&self) -> &Table {
+        &self.table
     }
 
     /// Acts on connections, on every node.
@@ -510,6 +563,24 @@ impl Node {
         Ok(info::describe(self, &self.survey().await?))
     }
 
+    /// How many connections of each shard may be moved.
+    ///
+    /// # Errors
+    /// When a shard did not answer in time.
+    pub async fn count_movable(&self, rule: MoveRule) -> Result<Vec<usize>, ShardTimeout> {
+        self.ask(|done| Command::CountMovable { rule, done }).await
+    }
+
+    /// Has so many connections of each shard closed in order to move them, chosen at random; returns how many were.
+    ///
+    /// # Errors
+    /// When a shard did not answer in time; others may have acted.
+    pub async fn move_connections(&self, rule: MoveRule, by_shard: &[usize]) -> Result<usize, ShardTimeout> {
+        let mut counts = by_shard.iter().copied();
+        let command = |done| Command::Move { rule, count: counts.next().unwrap_or_default(), done };
+        Ok(self.ask(command).await?.into_iter().sum())
+    }
+
     /// What is on this node, merged over its shards.
     ///
     /// # Errors
@@ -530,7 +601,7 @@ impl Node {
         Ok(merged)
     }
 
-    async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Result<Vec<T>, ShardTimeout> {
+    async fn ask<T>(&self, mut command: impl FnMut(oneshot::Sender<T>) -> Command) -> Result<Vec<T>, ShardTimeout> {
         let answers: Vec<_> = self
             .inboxes
             .iter()

@@ -9,7 +9,8 @@ use axum::routing::get;
 use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::metrics::{CLUSTER_NODES, FLEET_CONNECTIONS};
+use crate::cluster::view::{self, Unknown};
+use crate::metrics::{CLUSTER_NODES, FLEET_CONNECTIONS, IMBALANCE};
 use crate::node::Node;
 
 /// The content type of the Prometheus text format.
@@ -21,7 +22,7 @@ struct Ops {
     prometheus: PrometheusHandle,
 }
 
-/// `/health/live`, `/health/ready` (alias `/health`), `/metrics`, `/v1/node`.
+/// `/health/live`, `/health/ready` (alias `/health`), `/metrics`, `/v1/node`, `/v1/cluster`.
 pub fn router(node: Arc<Node>, prometheus: PrometheusHandle) -> Router {
     Router::new()
         .route("/health/live", get(live))
@@ -29,6 +30,7 @@ pub fn router(node: Arc<Node>, prometheus: PrometheusHandle) -> Router {
         .route("/health", get(ready))
         .route("/metrics", get(metrics))
         .route("/v1/node", get(facts))
+        .route("/v1/cluster", get(cluster))
         .with_state(Ops { node, prometheus })
 }
 
@@ -66,7 +68,7 @@ async fn metrics(State(ops): State<Ops>) -> Response {
         return exposition(text);
     }
     // The recorder cannot take a gauge back, and a total that nobody vouches for must not steer an autoscaler.
-    let unknown = [FLEET_CONNECTIONS, CLUSTER_NODES];
+    let unknown = [FLEET_CONNECTIONS, CLUSTER_NODES, IMBALANCE];
     let name = |line: &str| {
         line.split(['#', ' ', '{']).find(|word| !matches!(*word, "" | "HELP" | "TYPE" | "UNIT")).map(str::to_owned)
     };
@@ -91,8 +93,21 @@ async fn facts(State(ops): State<Ops>) -> Response {
         "ready": node.is_ready(),
         "draining": node.is_leaving(),
         "drain": node.drain.progress(node.connections()),
+        "rebalancing": node.placing.state(),
     });
     json(StatusCode::OK, facts.to_string())
+}
+
+/// The fleet, for autoscalers and people.
+async fn cluster(State(ops): State<Ops>) -> Response {
+    let seen = match ops.node.roster() {
+        Some(roster) => view::look(&ops.node, &roster).await,
+        None => Err(Unknown::new("the state of the fleet is unknown: this node has not joined it yet".to_owned())),
+    };
+    match seen {
+        Ok(cluster) => json(StatusCode::OK, serde_json::json!(cluster).to_string()),
+        Err(unknown) => json(StatusCode::SERVICE_UNAVAILABLE, serde_json::json!(unknown).to_string()),
+    }
 }
 
 fn json(status: StatusCode, body: String) -> Response {

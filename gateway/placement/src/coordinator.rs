@@ -128,6 +128,16 @@ impl Coordinator {
         }
     }
 
+    /// The budget and the thresholds from now on.
+    pub fn reload(&mut self, shed: ShedSettings) {
+        self.settings.shed = shed;
+    }
+
+    /// Its term.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
     /// The term that follows everything that was seen: the digest this node heard last, and all reports.
     pub fn next_term(heard: Option<u64>, peers: &[Peer]) -> u64 {
         peers.iter().map(|peer| peer.report.term).chain(heard).max().unwrap_or(0).saturating_add(1)

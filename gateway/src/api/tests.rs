@@ -23,6 +23,7 @@ use super::meters::Meters;
 use super::{Api, ApiLimits, BODY_TIMEOUT, build};
 use crate::config::origin::OriginRule;
 use crate::node::{Node, NodeOptions, Runtime};
+use crate::placing::RebalanceSettings;
 use crate::proxy::Proxies;
 use crate::sessions::SessionSettings;
 use crate::sessions::store::Sessions;
@@ -144,6 +145,7 @@ pub(crate) fn runtime(keys: &[&str]) -> Runtime {
         api: ApiKeys::new(keys, false),
         proxies: Proxies::new(&Default::default(), None).unwrap(),
         backplane_required: false,
+        rebalance: RebalanceSettings::default(),
     }
 }
 
@@ -163,7 +165,10 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Told>>) {
                     done.send(told.answer).unwrap();
                 }
                 Command::Survey { done } => done.send(told.survey.clone()).unwrap(),
-                Command::TakeOver { .. } | Command::Drain { .. } => panic!("the API does not ask for this"),
+                Command::TakeOver { .. }
+                | Command::CountMovable { .. }
+                | Command::Move { .. }
+                | Command::Drain { .. } => panic!("the API does not ask for this"),
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The fleet as one node sees it: commands that must reach every node, and what the nodes know of each other.
 //!
 //! Reading order: this page, [`inbox`] (deliveries of the fleet's own channels), `wire` (what nodes say to each other),
-//! [`commands`] (asking every node), [`follow`] (doing what others ask), [`roster`] (reports, the coordinator and its digest).
+//! [`commands`] (asking every node), [`follow`] (doing what others ask), [`roster`] (reports, the coordinator and its digest),
+//! [`view`] (the fleet for people and autoscalers).
 //!
 //! No node talks to another directly: everything goes over channels of the backplane that no client can use, under
 //! [`INTERNAL_PREFIX`]. Commands that change something are stored in a positioned channel, so that a node which lost one
@@ -13,6 +14,7 @@ pub mod inbox;
 pub mod roster;
 #[cfg(test)]
 mod tests;
+pub mod view;
 mod wire;
 
 use std::time::Duration;

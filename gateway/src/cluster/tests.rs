@@ -7,6 +7,7 @@ use backplane::fault::{FaultyBackplane, Network, NodeLink, Pause};
 use backplane::memory::{MemoryBackplane, MemoryLimits};
 use backplane::{Backplane, ChannelName, Disturbance, Members, NodeId, UserId};
 use parking_lot::Mutex;
+use placement::CoordinatorSettings;
 
 use super::commands::{AskError, Commands};
 use super::commands_channel;
@@ -48,7 +49,7 @@ async fn peer(network: &Network, index: usize) -> Peer {
     tokio::spawn(shard(inbox, told.clone()));
     let id = NodeId(node.uid);
     let commands = Arc::new(Commands::new(id, backplane.clone(), members.clone()));
-    let roster = Arc::new(Roster::new(id, backplane, members));
+    let roster = Arc::new(Roster::new(id, backplane, members, CoordinatorSettings::default()));
     tokio::spawn(Follower::start(node.clone(), commands.clone(), roster.clone()).await.run());
     node.join_fleet(commands);
     node.set_roster(roster.clone());
@@ -74,7 +75,9 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Vec<Action>>>) {
                 Command::TakeOver { generation, done, .. } => {
                     let _ = done.send(generation == 7);
                 }
-                Command::Drain { .. } => panic!("nobody drains"),
+                Command::Drain { .. } | Command::CountMovable { .. } | Command::Move { .. } => {
+                    panic!("nobody drains or moves")
+                }
             }
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! Read in this order: [`Sources`] (what goes in), [`Config`] (what comes out), [`Problems`] (what else may), then the
 //! parts. Inside: `tree` (the raw form, every value with its place), `reader` (typed values out of it), `units` and
-//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `proxy`, `server`, `backplane`,
-//! `redis` and `nats` (the keys, with defaults and checks).
+//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `proxy`, `server`, `placement`,
+//! `backplane`, `redis` and `nats` (the keys, with defaults and checks).
 //!
 //! All mistakes are reported at once, before anything else happens. Every part of the program gets its own part of
 //! [`Config`], fully checked.
@@ -14,6 +14,7 @@ mod client;
 mod environment;
 mod nats;
 pub mod origin;
+mod placement;
 mod problem;
 mod proxy;
 mod reader;
@@ -42,6 +43,7 @@ pub use secret::Secret;
 pub use server::{Api, ApiListen, Drain, Handshake, Hub, Internal, Limits, Log, LogFormat, Tls};
 
 use crate::admission::AdmissionSettings;
+use crate::placing::{PlacementSettings, RebalanceSettings};
 use crate::sessions::SessionSettings;
 use crate::transport::client_address::AddressRules;
 use reader::{Context, Section};
@@ -112,6 +114,10 @@ pub struct Config {
     pub memory: MemoryLimits,
     /// How the process ends.
     pub drain: Drain,
+    /// What the fleet is told of this node, and how this node coordinates it.
+    pub placement: PlacementSettings,
+    /// How connections are moved.
+    pub rebalance: RebalanceSettings,
     /// Logs.
     pub log: Log,
     /// What was made up because `--dev` found nothing.
@@ -178,6 +184,7 @@ impl Config {
         config.channels = new.channels;
         config.client.session.proxy = new.client.session.proxy;
         config.proxies = new.proxies;
+        config.rebalance = new.rebalance;
         config.generated = new.generated;
         config.warnings = new.warnings;
         config.settings = settings;
@@ -208,7 +215,7 @@ impl Config {
 }
 
 /// The keys that [`Config::reload`] takes over, by prefix.
-const RELOADABLE: [&str; 10] = [
+const RELOADABLE: [&str; 12] = [
     "api.keys",
     "client.token.",
     "client.subscription_token.",
@@ -219,6 +226,8 @@ const RELOADABLE: [&str; 10] = [
     "namespaces",
     "proxy.",
     "rpc.",
+    "rebalance.",
+    "connection.",
 ];
 
 fn changed_keys(old: &[Setting], new: &[Setting]) -> Vec<String> {
@@ -278,6 +287,8 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
     let memory = server::memory(&mut backplane_section);
     let backplane = self::backplane::read(&mut root, &mut backplane_section);
     let session = server::session(&mut root, dev, &backplane.kind);
+    let rebalance = self::placement::rebalance(&mut root);
+    let placement = self::placement::read(&mut root, &rebalance);
     Config {
         dev,
         listen,
@@ -297,6 +308,8 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         backplane,
         memory,
         drain: server::drain(&mut root, dev),
+        placement,
+        rebalance,
         log: server::log(&mut root),
         generated: Generated { api_key, hmac_secret },
         warnings: Vec::new(),

@@ -13,8 +13,8 @@ use super::secret::{MASK, Secret};
 use super::tree::{Node, Origin, Table, Value};
 use super::units::{show_duration, show_size};
 use super::values::{
-    as_address, as_bool, as_duration, as_integer, as_list, as_size, as_text, as_texts, quoted, read_file, show_list,
-    within,
+    as_address, as_bool, as_duration, as_integer, as_list, as_number, as_size, as_text, as_texts, quoted, read_file,
+    show_list, within,
 };
 
 /// One key as it was read.
@@ -227,6 +227,12 @@ impl<'c> Section<'c> {
             within(count, &range, usize::to_string)
         };
         self.value(name, default, Kind::shown(&parse, &usize::to_string))
+    }
+
+    /// A part of a whole, as a number or in percent.
+    pub(super) fn part(&mut self, name: &str, default: f64, range: RangeInclusive<f64>) -> f64 {
+        let parse = |node: &Node| within(as_number(node)?, &range, f64::to_string);
+        self.value(name, default, Kind::shown(&parse, &f64::to_string))
     }
 
     pub(super) fn integer_opt(&mut self, name: &str) -> Option<i64> {

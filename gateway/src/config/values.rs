@@ -31,6 +31,21 @@ pub(super) fn as_integer(node: &Node) -> Result<i64, String> {
     }
 }
 
+/// A number with or without a fraction, or text such as `2%`.
+pub(super) fn as_number(node: &Node) -> Result<f64, String> {
+    let number = match &node.value {
+        Value::Integer(value) => Some(*value as f64),
+        Value::Float(value) => Some(*value),
+        Value::Text(text) => match text.trim().strip_suffix('%') {
+            Some(percent) => percent.trim().parse().ok().map(|percent: f64| percent / 100.0),
+            None if is_outside_file(node) => text.trim().parse().ok(),
+            None => None,
+        },
+        _ => None,
+    };
+    number.filter(|number| number.is_finite()).ok_or_else(|| "must be a number, such as 0.02 or \"2%\"".to_owned())
+}
+
 pub(super) fn as_duration(node: &Node) -> Result<Duration, String> {
     match &node.value {
         Value::Text(text) => parse_duration(text),

@@ -72,7 +72,7 @@ async fn stop(terminate: &mut Signal, interrupt: &mut Signal) {
 }
 
 pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHandle) -> Result<ExitCode> {
-    let Bound { places, internal, listeners } = bound;
+    let Bound { places, internal, agent, listeners } = bound;
     let mut signals = Signals::new().context("cannot handle signals")?;
     let routes: Routes = Arc::new(ArcSwap::from_pointee(crate::ops::starting(prometheus.clone())));
     serve_internal(TcpListener::from_std(internal)?, routes.clone());
@@ -93,6 +93,10 @@ pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHa
     tracing::info!(public = %places.public, internal = %places.internal, "ready");
     roster.report(&node).await;
     let reporting = tokio::spawn(roster.clone().run(node.clone()));
+    tokio::spawn(crate::placing::mover::run(node.clone(), roster.clone()));
+    if let Some(agent) = agent {
+        tokio::spawn(crate::placing::agent::serve(TcpListener::from_std(agent)?, node.clone()));
+    }
 
     let draining = node.clone();
     tokio::spawn(async move { drive(&draining).await });
@@ -217,7 +221,7 @@ async fn watch(node: Arc<Node>, prometheus: PrometheusHandle) {
 async fn join_fleet(node: &Arc<Node>, carrier: &Carrier) -> Arc<Roster> {
     let id = NodeId(node.uid);
     let commands = Arc::new(Commands::new(id, carrier.streams(), carrier.members()));
-    let roster = Arc::new(Roster::new(id, carrier.streams(), carrier.members()));
+    let roster = Arc::new(Roster::new(id, carrier.streams(), carrier.members(), node.placement().coordinator.clone()));
     if carrier.is_shared() {
         // From here on: a command that only this node carried out must not succeed.
         node.join_fleet(commands.clone());
@@ -228,12 +232,12 @@ async fn join_fleet(node: &Arc<Node>, carrier: &Carrier) -> Arc<Roster> {
     roster
 }
 
-/// SIGHUP: keys, origins, namespaces and proxies. A configuration with mistakes changes nothing.
+/// SIGHUP: keys, origins, namespaces, proxies and rebalancing. A configuration with mistakes changes nothing.
 fn reload_now(node: &Node, reload: &Reload) {
     match reload(&node.runtime()) {
         Ok((runtime, needs_restart)) => {
             node.reload(runtime);
-            tracing::info!("configuration reloaded: keys, origins, namespaces and proxies");
+            tracing::info!("configuration reloaded: keys, origins, namespaces, proxies and rebalancing");
             if !needs_restart.is_empty() {
                 tracing::warn!(keys = %needs_restart.join(", "), "changed as well, but only a restart applies these");
             }

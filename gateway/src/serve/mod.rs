@@ -53,15 +53,24 @@ pub fn serve(options: Options) -> Result<ExitCode> {
     let internal = StdListener::bind(options.internal_listen)
         .with_context(|| format!("cannot listen on {} (internal.listen)", options.internal_listen))?;
     internal.set_nonblocking(true)?;
+    let agent = match options.node.placement.agent_listen {
+        Some(address) => Some(
+            crate::placing::agent::bind(address)
+                .with_context(|| format!("cannot listen on {address} (placement.agent_listen)"))?,
+        ),
+        None => None,
+    };
     let places = Places { public, internal: internal.local_addr()?, tls: options.tls.is_some() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(control::run(options, Bound { places, internal, listeners }, prometheus))
+    runtime.block_on(control::run(options, Bound { places, internal, agent, listeners }, prometheus))
 }
 
 /// What was bound before anything else was done.
 struct Bound {
     places: Places,
     internal: StdListener,
+    /// For HAProxy's agent check.
+    agent: Option<StdListener>,
     /// One for each shard.
     listeners: Vec<StdListener>,
 }

@@ -163,6 +163,7 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
                 window: config.drain.window,
                 deadline: config.drain.deadline,
             },
+            placement: config.placement.clone(),
         },
         addresses: config.addresses.clone(),
         admin_token: config.internal.admin_token.clone(),

@@ -10,6 +10,8 @@ use session::close::CloseCode;
 use session::io::ServerSubscribe;
 use tokio::sync::oneshot;
 
+use crate::placing::MoveRule;
+
 /// Which connections a command means.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
@@ -112,6 +114,22 @@ pub enum Command {
     Survey {
         /// The answer.
         done: oneshot::Sender<Survey>,
+    },
+    /// Count the connections that may be moved.
+    CountMovable {
+        /// Which may be.
+        rule: MoveRule,
+        /// The answer.
+        done: oneshot::Sender<usize>,
+    },
+    /// Close some connections with 3011, so that their clients connect elsewhere.
+    Move {
+        /// Which may be.
+        rule: MoveRule,
+        /// How many at most, chosen at random.
+        count: usize,
+        /// How many were told to go.
+        done: oneshot::Sender<usize>,
     },
     /// Close every connection, evenly spread over the window, and accept no more.
     Drain {

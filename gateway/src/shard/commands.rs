@@ -32,6 +32,12 @@ impl Shard {
             Command::Survey { done } => {
                 let _ = done.send(self.survey());
             }
+            Command::CountMovable { rule, done } => {
+                let _ = done.send(self.count_movable(rule));
+            }
+            Command::Move { rule, count, done } => {
+                let _ = done.send(self.move_some(rule, count));
+            }
             Command::Drain { window, code } => self.drain(window, code),
         }
     }
@@ -129,7 +135,7 @@ impl Shard {
                     if let Some(connection) = shard.connection(*key)
                         && connection.phase.get() == Phase::Open
                     {
-                        shard.input(&connection, Input::CloseWhenAnswered(code.clone()));
+                        shard.tell_to_go(&connection, code.clone());
                     }
                     if count % CLOSES_PER_TURN == CLOSES_PER_TURN - 1 {
                         tokio::task::yield_now().await;

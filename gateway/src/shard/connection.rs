@@ -78,6 +78,10 @@ pub struct Connection {
     pub(super) drop_at: Cell<Tick>,
     /// Its place in the count of its address. `None` unless addresses are counted.
     pub(super) slot: Cell<Option<Box<AddressSlot>>>,
+    /// When it was accepted, in seconds since the node started.
+    pub(super) accepted_s: u32,
+    /// It was told to go, by a drain or in order to move it.
+    pub(super) going: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Headers for the calls of proxies. `None` where nothing is to be passed on.
     pub(super) forwarded: Cell<Option<Box<Forwarded>>>,
@@ -131,6 +135,8 @@ impl Connection {
             armed: Cell::new(u64::MAX),
             drop_at: Cell::new(Tick(u64::MAX)),
             slot: Cell::new(None),
+            accepted_s: 0,
+            going: Cell::new(false),
             waker: RefCell::new(None),
             forwarded: Cell::new(None),
         }

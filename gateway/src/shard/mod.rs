@@ -14,6 +14,7 @@ mod drive;
 pub mod inbox;
 mod interest;
 mod losses;
+mod moving;
 mod pass;
 mod perform;
 mod proxies;
@@ -191,7 +192,9 @@ impl Shard {
             let index = u32::try_from(entry.key()).expect("fewer than 2^32 connections fit in memory");
             let key = ConnKey { index, generation };
             let socket = Socket::new(stream);
-            let connection = Rc::new(Connection::new(key, encoding, session, socket, first_bytes));
+            let mut connection = Connection::new(key, encoding, session, socket, first_bytes);
+            connection.accepted_s = u32::try_from(now.tick.0 / 1000).unwrap_or(u32::MAX);
+            let connection = Rc::new(connection);
             connection.slot.set(arrival.slot.map(Box::new));
             connection.forwarded.set(arrival.forwarded);
             entry.insert(connection.clone());
@@ -205,7 +208,7 @@ impl Shard {
         self.arm(&connection, now.tick);
         tokio::task::spawn_local(ConnectionTask { shard: self.clone(), connection: connection.clone() });
         if self.draining.get() {
-            self.input(&connection, Input::CloseWhenAnswered(session::close::CloseCode::GoingAway));
+            self.tell_to_go(&connection, session::close::CloseCode::GoingAway);
         }
     }
 
@@ -229,6 +232,9 @@ impl Shard {
         self.end_resumable(connection, peer_close.filter(|_| !was_open));
         self.detach_from_hub(connection);
         self.node.connection_closed();
+        if connection.going.take() {
+            self.node.placing.count_gone();
+        }
         self.release_if_over(connection);
     }
 

@@ -64,6 +64,9 @@ pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> R
         }
         Err(refusal) => {
             metrics::counter!(CONNECTS, "result" => refusal.label()).increment(1);
+            if refusal.is_ours() {
+                node.placing.count_refused();
+            }
             tracing::debug!(client = ?address.map(|address| address.0), ?refusal, "an upgrade was refused");
             refusal.into_response()
         }
@@ -102,6 +105,13 @@ impl Refusal {
             Self::BadSession => "bad_session",
             Self::NoShard => "internal",
         }
+    }
+}
+
+impl Refusal {
+    /// Whether this node is to blame: the fleet looks at these, and another node may take the client.
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Full | Self::Crowded | Self::Rate | Self::NoShard)
     }
 }
 

@@ -346,3 +346,37 @@ fn mistakes_about_nats_are_told() {
     let unused = "nats is configured but not used: backplane.kind is not \"nats\"";
     assert!(warnings.iter().any(|warning| warning == unused), "{warnings:?}");
 }
+
+#[test]
+fn moving_connections_must_make_sense() {
+    check(
+        "[rebalance]\nstart = \"5%\"\nstop = 0.05\nrate = 0\nbudget = \"half\"\n",
+        &[
+            "gateway.toml:4: rebalance.rate = 0: must be at least 0.1",
+            "gateway.toml:5: rebalance.budget = \"half\": must be a number, such as 0.02 or \"2%\"",
+            "gateway.toml:3: rebalance.stop = 0.05: must be less than rebalance.start: a node would begin again as soon \
+             as it stops",
+        ],
+    );
+    check(
+        "[connection]\nmax_age = \"30s\"\n",
+        &["gateway.toml:2: connection.max_age = \"30s\": must be 0s (off) or at least 1m and rebalance.min_age"],
+    );
+    let agent = "[placement]\nagent_listen = \"everywhere\"\nweight = 0\n";
+    check(
+        agent,
+        &[
+            "gateway.toml:3: placement.weight = 0: must be at least 0.01",
+            "gateway.toml:2: placement.agent_listen = \"everywhere\": must be an IP address and a port, such as \
+             \"0.0.0.0:9001\"",
+        ],
+    );
+}
+
+#[test]
+fn parts_are_numbers_or_percents() {
+    let config =
+        Bench::new().toml("[rebalance]\nbudget = \"2%\"\n").variable("EVENKEEL_REBALANCE__START", "0.25").config();
+    assert_eq!((config.rebalance.shed.budget, config.rebalance.shed.start), (0.02, 0.25));
+    assert_eq!(config.placement.coordinator.shed, config.rebalance.shed);
+}

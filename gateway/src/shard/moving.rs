@@ -1,0 +1,71 @@
+//! Connections that are told to go, so that their clients connect elsewhere.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use rand::seq::index;
+use session::close::CloseCode;
+use session::io::Input;
+
+use super::Shard;
+use super::connection::{Connection, Phase};
+use crate::placing::MoveRule;
+use crate::placing::rule::Facts;
+
+impl Shard {
+    /// Closes a connection once what it has asked is answered. From here on it does not count as one of the node's.
+    pub(super) fn tell_to_go(self: &Rc<Self>, connection: &Rc<Connection>, code: CloseCode) {
+        if !connection.going.replace(true) {
+            self.node.placing.count_going();
+        }
+        self.input(connection, Input::CloseWhenAnswered(code));
+    }
+
+    /// How many connections may be moved.
+    pub(super) fn count_movable(&self, rule: MoveRule) -> usize {
+        self.movable(rule).count_in(&self.connections.borrow())
+    }
+
+    /// Moves some of them, chosen at random; returns how many.
+    pub(super) fn move_some(self: &Rc<Self>, rule: MoveRule, count: usize) -> usize {
+        if count == 0 {
+            return 0;
+        }
+        let movable = self.movable(rule).of(&self.connections.borrow());
+        let chosen = index::sample(&mut rand::rng(), movable.len(), count.min(movable.len()));
+        chosen.iter().for_each(|at| self.tell_to_go(&movable[at], CloseCode::ForceReconnect));
+        chosen.len()
+    }
+
+    fn movable(&self, rule: MoveRule) -> Movable {
+        Movable { rule, now_s: self.now().tick.0 / 1000 }
+    }
+}
+
+/// Tells which connections may be moved now.
+struct Movable {
+    rule: MoveRule,
+    now_s: u64,
+}
+
+impl Movable {
+    fn count_in(&self, connections: &slab::Slab<Rc<Connection>>) -> usize {
+        connections.iter().filter(|(_, connection)| self.is(connection)).count()
+    }
+
+    fn of(&self, connections: &slab::Slab<Rc<Connection>>) -> Vec<Rc<Connection>> {
+        connections.iter().filter(|(_, connection)| self.is(connection)).map(|(_, one)| one.clone()).collect()
+    }
+
+    fn is(&self, connection: &Connection) -> bool {
+        if connection.phase.get() != Phase::Open || connection.going.get() || !connection.established.get() {
+            return false;
+        }
+        let session = connection.session.borrow();
+        self.rule.allows(&Facts {
+            client: session.client(),
+            age: Duration::from_secs(self.now_s.saturating_sub(u64::from(connection.accepted_s))),
+            recoverable: session.subscriptions().all(|subscription| subscription.is_recoverable()),
+        })
+    }
+}

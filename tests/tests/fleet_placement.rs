@@ -1,0 +1,280 @@
+//! Connections move to where there are few, and only those that lose nothing by it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::api::send;
+use tests::client::Client;
+use tests::fleet::{Fleet, node};
+use tests::gateway::Gateway;
+use tests::on_every_store;
+use tests::store::Kind;
+use tests::{until, within};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Rebalancing in a hurry: what takes minutes by default takes seconds.
+const QUICK: &str = "\
+[placement]
+pause_hold = \"1s\"
+[rebalance]
+min_age = \"1s\"
+rate = 50
+spread = \"2s\"
+budget = \"10%\"
+";
+
+const CLIENTS: usize = 120;
+
+/// Nothing moves until clients that came in numbers are forgotten, which takes longer than other deadlines of tests.
+const A_MINUTE: Duration = Duration::from_secs(60);
+
+/// What `/v1/cluster` says, or nothing while the fleet is unknown.
+async fn cluster(node: &Gateway) -> Option<Value> {
+    let answer = send(node.api().get(&format!("{}/v1/cluster", node.internal_http()))).await;
+    (answer.status == 200).then(|| answer.json())
+}
+
+async fn rebalancing(node: &Gateway) -> String {
+    let facts = send(node.api().get(&format!("{}/v1/node", node.internal_http()))).await.json();
+    facts["rebalancing"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A client that subscribes a channel, and goes to the other node whenever it is told to go. What it was told goes to
+/// `closes`, what it received to `seen`.
+async fn wander(urls: [String; 2], user: usize, channel: &'static str, told: mpsc::UnboundedSender<Told>) {
+    let mut at = 0;
+    let mut position = Value::Null;
+    loop {
+        let mut client = Client::open(&urls[at]).await;
+        client.connect_as(&format!("user-{user}")).await;
+        let mut request = json!({"channel": channel});
+        if position.is_object() {
+            request["recover"] = json!(true);
+            request["offset"] = position["offset"].clone();
+            request["epoch"] = position["epoch"].clone();
+        }
+        let reply = client.subscribe_with(request).await;
+        let recovered = reply["recovered"].as_bool().unwrap_or(false);
+        if position.is_object() && !recovered {
+            told.send(Told::Lost(user, format!("{position} got {reply}"))).expect("the test listens");
+        }
+        let epoch = reply["epoch"].clone();
+        let mut offset = if position.is_object() { position["offset"].clone() } else { reply["offset"].clone() };
+        for publication in reply["publications"].as_array().into_iter().flatten() {
+            offset = publication["offset"].clone();
+            told.send(Told::Received(user, publication["data"]["n"].as_u64().expect("a number"))).expect("heard");
+        }
+        told.send(Told::Connected).expect("the test listens");
+        while let Some(message) = client.peek_message().await.cloned() {
+            client.message().await;
+            let publication = &message["push"]["pub"];
+            if publication.is_object() {
+                offset = publication["offset"].clone();
+                told.send(Told::Received(user, publication["data"]["n"].as_u64().expect("a number"))).expect("heard");
+            }
+        }
+        let closed = client.closed().await;
+        told.send(Told::Closed(closed.code)).expect("the test listens");
+        position = json!({"offset": offset, "epoch": epoch});
+        at = 1 - at;
+    }
+}
+
+#[derive(Debug)]
+enum Told {
+    Connected,
+    Received(usize, u64),
+    Lost(usize, String),
+    Closed(Option<u16>),
+}
+
+on_every_store! {
+    connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost
+}
+
+async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(kind: Kind) {
+    let store = kind.volatile();
+    let way = store.config("") + QUICK;
+    let fleet = Fleet::of(vec![node(&way).start()]).await;
+    let second = node(&way).start();
+    let urls = [fleet[0].url().to_owned(), second.url().to_owned()];
+    let (sender, mut told) = mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    for user in 0..CLIENTS {
+        tasks.spawn(wander(urls.clone(), user, "ledger:all", sender.clone()));
+    }
+    let (mut connected, mut moved, mut published) = (0, 0, 0);
+    let mut received = vec![Vec::new(); CLIENTS];
+    let mut note = |told: Told| match told {
+        Told::Connected => connected += 1,
+        Told::Received(user, n) => received[user].push(n),
+        Told::Lost(user, why) => panic!("user {user} was not recovered: {why}"),
+        Told::Closed(code) => {
+            assert_eq!(code, Some(3011));
+            moved += 1;
+        }
+    };
+    // One publication between two looks at the fleet, while connections move.
+    let level = async {
+        loop {
+            published += 1;
+            fleet[0].api().call("publish", json!({"channel": "ledger:all", "data": {"n": published}})).await;
+            while let Ok(told) = told.try_recv() {
+                note(told);
+            }
+            let state = cluster(&second).await;
+            let is_level = |state: &Value| {
+                state["connections"] == CLIENTS && state["ready"] == 2 && state["imbalance"].as_f64() <= Some(1.06)
+            };
+            if state.as_ref().is_some_and(is_level) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(A_MINUTE, level).await.expect("level within a minute");
+    // Everybody has received everything, in order, and nobody was moved more than needed.
+    let all: Vec<u64> = (1..=published).collect();
+    let complete = async {
+        while received.iter().any(|seen| seen.last() != all.last()) {
+            match told.recv().await.expect("clients go on") {
+                Told::Received(user, n) => received[user].push(n),
+                Told::Closed(code) => {
+                    assert_eq!(code, Some(3011));
+                    moved += 1;
+                }
+                Told::Lost(user, why) => panic!("user {user} was not recovered: {why}"),
+                Told::Connected => connected += 1,
+            }
+        }
+    };
+    within("everything to arrive", complete).await;
+    for (user, seen) in received.iter().enumerate() {
+        // Whoever subscribed after the first publications has the rest of them.
+        assert!(all.ends_with(seen), "user {user} saw {seen:?} of {published}");
+    }
+    assert!((50..=80).contains(&moved), "{moved} of {CLIENTS} were moved, 60 had to be");
+    let counted = fleet[0].metric("gateway_moves_total{reason=\"level\"}").await;
+    assert_eq!(counted, Some(f64::from(moved)));
+    let ratio = fleet[0].metric("gateway_cluster_imbalance_ratio ").await.expect("a digest came");
+    assert!(ratio < 1.2, "{ratio}");
+}
+
+#[tokio::test]
+async fn connections_that_cannot_recover_stay_and_that_is_said() {
+    let store = Kind::Redis.volatile();
+    let way = store.config("") + QUICK;
+    let fleet = Fleet::start(&way, 2).await;
+    let mut clients = Vec::new();
+    for user in 0..CLIENTS {
+        let mut client = fleet[0].connect(&format!("user-{user}")).await;
+        client.subscribe("bare:all").await;
+        clients.push(client);
+    }
+    // First the clients that have just come must be forgotten.
+    let said = async {
+        while rebalancing(&fleet[0]).await != "not moved: the connections are too young or cannot recover" {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(A_MINUTE, said).await.expect("the node says why it moves nobody");
+    let state = cluster(&fleet[1]).await.expect("a digest came");
+    assert!(state["imbalance"].as_f64() > Some(1.5), "{state}");
+    assert!(state["explanation"].as_str().is_some_and(|text| text.contains("the fullest node has")), "{state}");
+    assert_eq!(state["nodes"].as_array().map(Vec::len), Some(2));
+    assert_eq!(fleet[0].metric("gateway_moves_total{reason=\"level\"}").await, Some(0.0));
+    for client in &mut clients {
+        client.ping().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lone_node_is_a_fleet_of_one() {
+    let gateway = Gateway::start();
+    let _client = gateway.connect("u").await;
+    until("the client to be counted", async || {
+        cluster(&gateway).await.is_some_and(|state| state["connections"] == 1 && state["imbalance"] == 1.0)
+    })
+    .await;
+    let state = cluster(&gateway).await.expect("a digest came");
+    let node = &state["nodes"][0];
+    assert_eq!((&node["state"], &node["connections"], &state["self"]), (&json!("ready"), &json!(1), &node["id"]));
+    assert_eq!(state["explanation"], Value::Null);
+}
+
+#[tokio::test]
+async fn old_connections_are_closed_one_by_one() {
+    let limits = "[connection]\nmax_age = \"1m\"\n[rebalance]\nmin_age = \"0s\"\n[placement]\npause_hold = \"1s\"\n";
+    let gateway = Gateway::with(&(tests::gateway::CONFIG.to_owned() + limits)).start();
+    // So few that they are no surge, after which nothing is moved for a while.
+    let mut clients = Vec::new();
+    for user in 0..20 {
+        clients.push(gateway.connect(&format!("user-{user}")).await);
+    }
+    until("two old connections to be closed", async || {
+        gateway.metric("gateway_disconnects_total{code=\"3011\"}").await >= Some(2.0)
+    })
+    .await;
+    assert!(gateway.metric("gateway_moves_total{reason=\"max_age\"}").await >= Some(2.0));
+    let left = gateway.metric("gateway_connections ").await.expect("exported");
+    assert!(left > 10.0, "{left} of 20 are left: they do not go together");
+}
+
+/// An address that was free a moment ago.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").to_string()
+}
+
+/// What the agent check says.
+async fn agent(address: &str) -> String {
+    let mut answer = String::new();
+    let mut stream = TcpStream::connect(address).await.expect("the agent listens");
+    within("an answer", stream.read_to_string(&mut answer)).await.expect("text");
+    answer
+}
+
+#[tokio::test]
+async fn the_agent_check_says_whether_a_node_wants_connections() {
+    let address = free_address();
+    let config = tests::gateway::config_with("drain", "").replace("grace_accept = \"0s\"", "grace_accept = \"30s\"")
+        + &format!("[placement]\nagent_listen = \"{address}\"\n[limits]\nmax_connections = 2\n");
+    let gateway = Gateway::with(&config).start();
+    until("the agent to listen", async || TcpStream::connect(&address).await.is_ok()).await;
+    until("the node to be ready", async || agent(&address).await == "up ready 100%\n").await;
+    let clients = [gateway.connect("a").await, gateway.connect("b").await];
+    assert_eq!(agent(&address).await, "up drain\n", "it is full");
+    drop(clients);
+    until("room", async || agent(&address).await == "up ready 100%\n").await;
+    gateway.terminate();
+    until("the drain to be seen", async || agent(&address).await == "up drain\n").await;
+}
+
+#[tokio::test]
+async fn the_emptiest_node_is_emptied_before_the_fleet_shrinks() {
+    let store = Kind::Redis.volatile();
+    let shrink = "[scale_down]\ntarget = 1000\nnodes_min = 1\nhold = \"2s\"\n[placement]\npause_hold = \"1s\"\n";
+    let fleet = Fleet::start(&(store.config("") + shrink), 2).await;
+    let mut clients = vec![fleet[1].connect("b").await];
+    for user in 0..3 {
+        clients.push(fleet[0].connect(&format!("user-{user}")).await);
+    }
+    let states = async || {
+        let state = cluster(&fleet[0]).await?;
+        let nodes = state["nodes"].as_array()?.iter();
+        Some(
+            nodes
+                .map(|node| (node["connections"].as_u64(), node["state"].as_str().map(str::to_owned)))
+                .collect::<Vec<_>>(),
+        )
+    };
+    until("the emptier node to retire", async || {
+        let mut states = states().await.unwrap_or_default();
+        states.sort();
+        states == [(Some(1), Some("retiring".to_owned())), (Some(3), Some("ready".to_owned()))]
+    })
+    .await;
+}
