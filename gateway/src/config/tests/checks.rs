@@ -385,8 +385,8 @@ fn parts_are_numbers_or_percents() {
 fn the_open_set_needs_a_fleet_and_names_that_kubernetes_takes() {
     let open_set = |toml: &str| Bench::new().toml(toml).config().kubernetes;
     let redis = "backplane.kind = \"redis\"\n";
-    assert_eq!(open_set("").mode, kubernetes::Mode::Off, "a node alone has no open set");
-    assert_eq!(open_set(redis).mode, kubernetes::Mode::Auto);
+    assert_eq!(open_set("").mode, ::kubernetes::Mode::Off, "a node alone has no open set");
+    assert_eq!(open_set(redis).mode, ::kubernetes::Mode::Auto);
     let place = "gateway.toml:1: kubernetes";
     check(
         "kubernetes.open_set = \"on\"",
