@@ -17,6 +17,7 @@ pub mod config;
 pub mod demo;
 pub mod drain;
 pub mod hub;
+pub mod kubernetes;
 pub mod metrics;
 pub mod node;
 pub mod ops;

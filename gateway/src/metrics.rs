@@ -94,6 +94,31 @@ pub const IMBALANCE: &str = "gateway_cluster_imbalance_ratio";
 pub const MOVES: &str = "gateway_moves_total";
 /// Connections per second that this node moves now, in order to level.
 pub const MOVE_RATE: &str = "gateway_move_rate";
+/// Whether this node writes the open set of Kubernetes.
+pub const OPENSET_WRITER: &str = "gateway_openset_writer";
+/// Nodes that this one, as the writer of the open set, has opened for new connections.
+pub const OPENSET_SIZE: &str = "gateway_openset_size";
+/// Nodes that it could open.
+pub const OPENSET_READY: &str = "gateway_openset_ready_nodes";
+/// Passes over the slices of the open set, by `result`: `done` (they are as they should be, whether or not something had
+/// to be written), `conflict` (somebody else had changed them) or `failed`.
+pub const OPENSET_WRITES: &str = "gateway_openset_writes_total";
+/// Slices of the open set that were created, changed or removed.
+pub const OPENSET_SLICES: &str = "gateway_openset_slices_written_total";
+/// Slices of the same Service that somebody else keeps: their pods are open too.
+pub const OPENSET_FOREIGN: &str = "gateway_openset_slices_foreign";
+/// Times that this node became (`taken`) the writer, and that it lost the lease without giving it up (`lost`), by `event`.
+pub const OPENSET_LEASES: &str = "gateway_openset_leases_total";
+/// Deletion costs that were set on pods, or removed.
+pub const OPENSET_MARKS: &str = "gateway_openset_marks_total";
+/// Time since anybody last knew the open set to be written, from the coordinator's digest; absent when that is stale.
+pub const OPENSET_AGE: &str = "gateway_openset_age_seconds";
+/// Whether the Kubernetes API server has answered the last call of this node; 1 before the first.
+pub const KUBERNETES_UP: &str = "gateway_kubernetes_up";
+/// Calls to the Kubernetes API server that ended.
+pub const KUBERNETES_CALLS: &str = "gateway_kubernetes_calls_total";
+/// Calls to the Kubernetes API server that failed, by `reason`: `timeout`, `forbidden` or `error`.
+pub const KUBERNETES_FAILURES: &str = "gateway_kubernetes_call_failures_total";
 /// Calls to the backplane under way.
 pub const BACKPLANE_IN_FLIGHT: &str = "gateway_backplane_calls_in_flight";
 /// Calls to the backplane that ended.
@@ -202,6 +227,22 @@ fn describe() {
     describe_gauge!(IMBALANCE, "The fullest node in comparison with the mean; absent when unknown.");
     describe_counter!(MOVES, "Connections closed in order to move them, by reason.");
     describe_gauge!(MOVE_RATE, "Connections per second that this node moves now.");
+    describe_gauge!(OPENSET_WRITER, "1 while this node writes the open set.");
+    describe_gauge!(OPENSET_SIZE, "Nodes that this one has opened for new connections, while it writes the open set.");
+    describe_gauge!(OPENSET_READY, "Nodes that it could open.");
+    describe_counter!(OPENSET_WRITES, "Passes over the slices of the open set, by result.");
+    describe_counter!(OPENSET_SLICES, "Slices of the open set that were created, changed or removed.");
+    describe_gauge!(OPENSET_FOREIGN, "Slices of the same Service that somebody else keeps.");
+    describe_counter!(OPENSET_LEASES, "Times that this node became the writer of the open set, or lost the lease.");
+    describe_counter!(OPENSET_MARKS, "Deletion costs set on pods, or removed.");
+    describe_gauge!(
+        OPENSET_AGE,
+        Unit::Seconds,
+        "Time since the open set was last known to be written; absent when unknown."
+    );
+    describe_gauge!(KUBERNETES_UP, "1 while the Kubernetes API server answers this node.");
+    describe_counter!(KUBERNETES_CALLS, "Calls to the Kubernetes API server that ended.");
+    describe_counter!(KUBERNETES_FAILURES, "Calls to the Kubernetes API server that failed, by reason.");
     describe_gauge!(BACKPLANE_IN_FLIGHT, "Calls to the backplane under way.");
     describe_counter!(BACKPLANE_CALLS, "Calls to the backplane that ended.");
     describe_counter!(BACKPLANE_FAILURES, "Calls to the backplane that failed, by reason.");
@@ -261,6 +302,32 @@ pub(crate) fn backplane(status: &Status) {
     counter!(BACKPLANE_UNWANTED).absolute(status.deliveries_unwanted);
     counter!(BACKPLANE_RESTORATIONS).absolute(status.restorations);
     gauge!(BACKPLANE_CHANNELS).set(status.channels as f64);
+}
+
+/// Exports what this node does about the open set.
+pub(crate) fn open_set(status: &kubernetes::Status, age_ms: Option<u64>) {
+    let if_writer = |count: u64| if status.is_writer { count as f64 } else { 0.0 };
+    gauge!(OPENSET_WRITER).set(if_writer(1));
+    gauge!(OPENSET_SIZE).set(if_writer(status.pods_open));
+    gauge!(OPENSET_READY).set(if_writer(status.pods_eligible));
+    gauge!(OPENSET_FOREIGN).set(if_writer(status.slices_foreign));
+    let writes = |result: &'static str, count: u64| counter!(OPENSET_WRITES, "result" => result).absolute(count);
+    writes("done", status.passes);
+    writes("conflict", status.conflicts);
+    writes("failed", status.passes_failed.saturating_sub(status.conflicts));
+    counter!(OPENSET_SLICES).absolute(status.slices_written + status.slices_deleted);
+    counter!(OPENSET_LEASES, "event" => "taken").absolute(status.leases_taken);
+    counter!(OPENSET_LEASES, "event" => "lost").absolute(status.leases_lost);
+    counter!(OPENSET_MARKS).absolute(status.marks_written);
+    if let Some(age_ms) = age_ms {
+        gauge!(OPENSET_AGE).set(age_ms as f64 / 1000.0);
+    }
+    gauge!(KUBERNETES_UP).set(if status.is_up { 1.0 } else { 0.0 });
+    counter!(KUBERNETES_CALLS).absolute(status.calls);
+    let failures = |reason: &'static str, count: u64| counter!(KUBERNETES_FAILURES, "reason" => reason).absolute(count);
+    failures("timeout", status.calls_timed_out);
+    failures("forbidden", status.calls_forbidden);
+    failures("error", status.calls_failed.saturating_sub(status.calls_timed_out));
 }
 
 /// Exports how token keys are fetched. A reload that names other addresses starts from zero; the counters do not go

@@ -10,7 +10,7 @@ use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::cluster::view::{self, Unknown};
-use crate::metrics::{CLUSTER_NODES, FLEET_CONNECTIONS, IMBALANCE};
+use crate::metrics::{CLUSTER_NODES, FLEET_CONNECTIONS, IMBALANCE, OPENSET_AGE};
 use crate::node::Node;
 
 /// The content type of the Prometheus text format.
@@ -68,7 +68,7 @@ async fn metrics(State(ops): State<Ops>) -> Response {
         return exposition(text);
     }
     // The recorder cannot take a gauge back, and a total that nobody vouches for must not steer an autoscaler.
-    let unknown = [FLEET_CONNECTIONS, CLUSTER_NODES, IMBALANCE];
+    let unknown = [FLEET_CONNECTIONS, CLUSTER_NODES, IMBALANCE, OPENSET_AGE];
     let name = |line: &str| {
         line.split(['#', ' ', '{']).find(|word| !matches!(*word, "" | "HELP" | "TYPE" | "UNIT")).map(str::to_owned)
     };

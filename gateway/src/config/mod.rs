@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`Sources`] (what goes in), [`Config`] (what comes out), [`Problems`] (what else may), then the
 //! parts. Inside: `tree` (the raw form, every value with its place), `reader` (typed values out of it), `units` and
-//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `proxy`, `server`, `placement`,
+//! `values` (single values), `environment` (variables as keys), `client`, `channels`, `proxy`, `server`, `placement`, `kubernetes`,
 //! `backplane`, `redis` and `nats` (the keys, with defaults and checks).
 //!
 //! All mistakes are reported at once, before anything else happens. Every part of the program gets its own part of
@@ -12,6 +12,7 @@ mod backplane;
 mod channels;
 mod client;
 mod environment;
+mod kubernetes;
 mod nats;
 pub mod origin;
 mod placement;
@@ -43,6 +44,7 @@ pub use secret::Secret;
 pub use server::{Api, ApiListen, Drain, Handshake, Hub, Internal, Limits, Log, LogFormat, Tls};
 
 use crate::admission::AdmissionSettings;
+use crate::kubernetes::KubernetesSettings;
 use crate::placing::{PlacementSettings, RebalanceSettings};
 use crate::sessions::SessionSettings;
 use crate::transport::client_address::AddressRules;
@@ -116,6 +118,8 @@ pub struct Config {
     pub drain: Drain,
     /// What the fleet is told of this node, and how this node coordinates it.
     pub placement: PlacementSettings,
+    /// The open set in Kubernetes.
+    pub kubernetes: KubernetesSettings,
     /// How connections are moved.
     pub rebalance: RebalanceSettings,
     /// Logs.
@@ -289,6 +293,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
     let session = server::session(&mut root, dev);
     let rebalance = self::placement::rebalance(&mut root);
     let placement = self::placement::read(&mut root, &rebalance);
+    let kubernetes = self::kubernetes::read(&mut root, &backplane.kind);
     Config {
         dev,
         listen,
@@ -309,6 +314,7 @@ fn resolve(mut root: Section<'_>, dev: bool, kept: &Kept) -> Config {
         memory,
         drain: server::drain(&mut root, dev),
         placement,
+        kubernetes,
         rebalance,
         log: server::log(&mut root),
         generated: Generated { api_key, hmac_secret },

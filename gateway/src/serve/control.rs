@@ -17,7 +17,7 @@ use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tower::ServiceExt;
 
 use super::carrier::Carrier;
@@ -28,6 +28,7 @@ use crate::cluster::commands::Commands;
 use crate::cluster::follow::Follower;
 use crate::cluster::roster::Roster;
 use crate::drain::Afterwards;
+use crate::kubernetes::OpenSetWriter;
 use crate::node::Node;
 use crate::process::Usage;
 
@@ -81,6 +82,7 @@ pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHa
         carrier = connect(&options, &listeners, places) => carrier?,
         () = signals.stop() => return Ok(ExitCode::SUCCESS),
     };
+    let kubernetes = options.kubernetes.clone();
     let Started { node, internal_routes, failures, reload } = super::start(options, &carrier, listeners, &prometheus)?;
     routes.store(Arc::new(internal_routes));
     tokio::spawn(carrier.clone().look_after());
@@ -94,6 +96,8 @@ pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHa
     roster.report(&node).await;
     let reporting = tokio::spawn(roster.clone().run(node.clone()));
     tokio::spawn(crate::placing::mover::run(node.clone(), roster.clone()));
+    let open_set = OpenSetWriter::start(kubernetes, node.clone(), roster.clone()).map(Arc::new);
+    let choosing = open_set.clone().map(|open_set| tokio::spawn(open_set.run()));
     if let Some(agent) = agent {
         tokio::spawn(crate::placing::agent::serve(TcpListener::from_std(agent)?, node.clone()));
     }
@@ -127,10 +131,24 @@ pub(super) async fn run(options: Options, bound: Bound, prometheus: PrometheusHa
         roster.leave().await;
         carrier.close().await;
     };
+    // Two servers, and neither waits for the other.
+    let goodbyes = async { tokio::join!(goodbye, hand_over(open_set, choosing)) };
     tokio::select! {
         // Others notice by themselves when it does not work out.
-        _ = tokio::time::timeout(GOODBYE, goodbye) => Ok(ExitCode::SUCCESS),
+        _ = tokio::time::timeout(GOODBYE, goodbyes) => Ok(ExitCode::SUCCESS),
         () = signals.stop() => Ok(if signalled { at_once(&node) } else { ExitCode::SUCCESS }),
+    }
+}
+
+/// Lets another node write the open set, if it was this one. As a rule that was done when the drain began.
+async fn hand_over(open_set: Option<Arc<OpenSetWriter>>, choosing: Option<JoinHandle<()>>) {
+    if let Some(task) = choosing {
+        task.abort();
+        // With the task goes what it holds of the writer.
+        let _ = task.await;
+    }
+    if let Some(writer) = open_set.and_then(Arc::into_inner) {
+        writer.shutdown().await;
     }
 }
 

@@ -20,6 +20,7 @@ use crate::config::{ApiListen, BackplaneKind, Config, Handshake, Log, LogFormat,
 use crate::drain::DrainTimes;
 use crate::hub::HubSettings;
 use crate::hub::registry::SHARDS_MAX;
+use crate::kubernetes::KubernetesSettings;
 use crate::node::{NodeOptions, Runtime};
 use crate::shard::inbox::InboxLimits;
 use crate::transport::client_address::AddressRules;
@@ -31,9 +32,10 @@ const SPARE_DESCRIPTORS: usize = 512;
 /// Of these, the ones for listeners, files, the internal listener and the backplane.
 const OWN_DESCRIPTORS: usize = 128;
 
-/// The client libraries of Redis and NATS, as they call themselves in logs, and what they may say unless asked for more:
-/// they warn of every single connection that breaks, or comes. The backplane says once that it is away.
-const CLIENT_LIBRARIES: [(&str, &str); 2] = [("fred", "error"), ("async_nats", "off")];
+/// The client libraries of Redis, NATS and Kubernetes, as they call themselves in logs, and what they may say unless asked
+/// for more: they warn of every single connection that breaks, or comes. That a server is away is said once.
+const CLIENT_LIBRARIES: [(&str, &str); 4] =
+    [("fred", "error"), ("async_nats", "off"), ("kube_client", "off"), ("kube_runtime", "off")];
 
 /// Handshakes among the connections of a shard that are no WebSockets, by their bounds: a quarter more at the hard limit,
 /// and as many calls of the API.
@@ -66,6 +68,8 @@ pub struct Options {
     pub memory: MemoryLimits,
     /// What the node as a whole is bound by.
     pub node: NodeOptions,
+    /// The open set in Kubernetes.
+    pub kubernetes: KubernetesSettings,
     /// What calls of `/admin` must present.
     pub admin_token: Option<Secret>,
     /// Bounds on connections that are not WebSockets yet.
@@ -145,7 +149,7 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
     let shards = if config.shards == 0 { cores } else { config.shards }.clamp(1, SHARDS_MAX);
     let (connections_max, handshakes_max) = descriptors(config.limits.max_connections, shards)?;
     Ok(Options {
-        name: host_name(),
+        name: config.kubernetes.pod_name.clone().unwrap_or_else(host_name),
         listen: config.listen,
         internal_listen: config.internal.listen,
         shards,
@@ -166,6 +170,7 @@ fn options(config: Config, sources: Sources) -> Result<Options> {
             },
             placement: config.placement.clone(),
         },
+        kubernetes: config.kubernetes.clone(),
         addresses: config.addresses.clone(),
         admin_token: config.internal.admin_token.clone(),
         handshake: Handshake { in_flight: config.handshake.in_flight.min(handshakes_max), ..config.handshake.clone() },

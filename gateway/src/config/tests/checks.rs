@@ -380,3 +380,39 @@ fn parts_are_numbers_or_percents() {
     assert_eq!((config.rebalance.shed.budget, config.rebalance.shed.start), (0.02, 0.25));
     assert_eq!(config.placement.coordinator.shed, config.rebalance.shed);
 }
+
+#[test]
+fn the_open_set_needs_a_fleet_and_names_that_kubernetes_takes() {
+    let open_set = |toml: &str| Bench::new().toml(toml).config().kubernetes;
+    let redis = "backplane.kind = \"redis\"\n";
+    assert_eq!(open_set("").mode, ::kubernetes::Mode::Off, "a node alone has no open set");
+    assert_eq!(open_set(redis).mode, ::kubernetes::Mode::Auto);
+    let place = "gateway.toml:1: kubernetes";
+    check(
+        "kubernetes.open_set = \"on\"",
+        &[&format!(
+            "{place}.open_set = \"on\": needs nodes that know each other: backplane.kind = \"redis\" or \"nats\""
+        )],
+    );
+    check(
+        "kubernetes.all_service = \"ws\"",
+        &[&format!(
+            "{place}.all_service = \"ws\": must not be kubernetes.service: that one has no selector, this one says which \
+             pods there are"
+        )],
+    );
+    check(
+        "kubernetes.service = \"Web_Sockets\"",
+        &[&format!(
+            "{place}.service = \"Web_Sockets\": must be a name in Kubernetes: at most 63 characters of a-z, 0-9, '-', no \
+             '-' at its ends"
+        )],
+    );
+    check(
+        "kubernetes.pod_name = \"a.-\"",
+        &[&format!(
+            "{place}.pod_name = \"a.-\": must be a name in Kubernetes: at most 253 characters of a-z, 0-9, '-', '.', no '-' \
+             at its ends"
+        )],
+    );
+}
