@@ -37,6 +37,7 @@ COMPONENTS = {
     "keda": ["keda"],
     "keda-metrics-api": ["keda-metrics-api"],
     "hpa": ["hpa"],
+    "openset": ["redis", "openset"],
     "monitoring": ["monitoring"],
     "ingress-haproxy": ["ingress-haproxy"],
     "ingress-nginx": ["ingress-nginx"],
@@ -116,6 +117,7 @@ def overlays():
 CHART_VALUES = {
     "defaults": [],
     "redis and KEDA": ["backplane.kind=redis", "autoscaling.kind=keda", "monitoring.enabled=true"],
+    "open set": ["backplane.kind=redis", "replicas=3", "openSet.enabled=true"],
     "NATS and HPA": ["backplane.kind=nats", "autoscaling.kind=hpa", "log.level=debug", "networkPolicy.enabled=false"],
     "places": ["backplane.kind=redis", "replicas=3", "nodeSelector.a=b", "tolerations[0].operator=Exists",
                "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution=null",

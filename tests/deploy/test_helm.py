@@ -68,6 +68,9 @@ class Equal(kit.Check):
         example = [one for one in kit.load_all(kit.overlay("examples/redis")) if one["kind"] != "Ingress"]
         self.equal(example, kit.load_all(kit.chart("redis and KEDA")))
 
+    def test_the_open_set_is_the_component(self):
+        self.equal(kit.load_all(kit.overlay("openset")), kit.load_all(kit.chart("open set")))
+
     def test_nats_with_the_plain_autoscaler_is_the_example(self):
         example = [one for one in kit.load_all(kit.overlay("examples/nats")) if one["kind"] != "Ingress"]
         chart = kit.helm("--set", "backplane.kind=nats", "--set", "autoscaling.kind=hpa", "--set", "monitoring.enabled=true")
@@ -87,6 +90,7 @@ class Values(kit.Check):
             ("image.pullPolicy=Sometimes", "pullPolicy"),
             ("existingSecret=", "existingSecret"),
             ("log.format=xml", "format"),
+            ("openSet.enabled=yes-please", "openSet"),
             ("replicaCount=3", "replicaCount"),
             ("drain.window=240", "window"),
         ]:
@@ -96,6 +100,10 @@ class Values(kit.Check):
     def test_a_grace_period_shorter_than_the_drain_is_refused(self):
         with self.assertRaisesRegex(AssertionError, "pods would be killed while they drain"):
             kit.helm("--set", "drain.windowSeconds=600")
+
+    def test_an_open_set_of_pods_that_share_nothing_is_refused(self):
+        with self.assertRaisesRegex(AssertionError, "openSet.enabled needs a backplane that pods share"):
+            kit.helm("--set", "openSet.enabled=true")
 
     def test_every_value_is_in_the_schema(self):
         schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))

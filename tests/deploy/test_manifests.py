@@ -147,6 +147,20 @@ class Configuration(kit.Check):
                 self.assertNotIn("evenkeel-internal", json.dumps(routes))
                 self.assertNotIn("9000", json.dumps(routes))
 
+    def test_with_the_open_set_only_the_gateway_decides_where_ws_leads(self):
+        for rendering in [kit.overlay("openset"), kit.chart("open set")]:
+            objects = kit.load_all(rendering)
+            self.assertNotIn("selector", kit.find(objects, "Service", "ws")["spec"])
+            self.assertIn("selector", kit.find(objects, "Service", "ws-all")["spec"])
+            pod = kit.find(objects, "Deployment")["spec"]["template"]["spec"]
+            self.assertTrue(pod["automountServiceAccountToken"])
+            subject = kit.find(objects, "RoleBinding")["subjects"][0]
+            self.assertEqual(subject["name"], pod["serviceAccountName"])
+
+    def test_without_it_pods_have_no_token(self):
+        pod = kit.find(kit.load_all(kit.overlay("base")), "Deployment")["spec"]["template"]["spec"]
+        self.assertFalse(pod["automountServiceAccountToken"])
+
     def config_map(self, objects):
         maps = [one for one in objects if one["kind"] == "ConfigMap" and "gateway.toml" in one["data"]]
         self.assertEqual(len(maps), 1)
