@@ -12,7 +12,6 @@ use backplane::{
 };
 use placement::Digest;
 use session::channels::Channels;
-use session::close::CloseCode;
 use session::time::{Now, Tick};
 use session::{Context, Settings};
 use tokio::sync::oneshot;
@@ -301,12 +300,26 @@ impl Node {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Has every shard close its connections with 1001, evenly spread over the window.
-    pub fn close_connections(&self, window: Duration) {
-        for inbox in &self.inboxes {
-            let command = Command::Drain { window, code: CloseCode::GoingAway };
-            inbox.push_control(Item::Command(Box::new(command)));
+    /// From here on shards close whoever still comes, at once; returns how many connections each of them has.
+    ///
+    /// # Errors
+    /// When a shard did not answer in time; it will do so all the same.
+    pub async fn stop_accepting(&self) -> Result<Vec<usize>, ShardTimeout> {
+        self.ask(|done| Command::StopAccepting { done }).await
+    }
+
+    /// Has each shard close so many of the connections that it had then with 1001, in random order.
+    pub fn close_some(&self, by_shard: &[usize]) {
+        for (inbox, &count) in self.inboxes.iter().zip(by_shard) {
+            if count > 0 {
+                inbox.push_control(Item::Command(Box::new(Command::CloseSome { count })));
+            }
         }
+    }
+
+    /// Shards, which is the number of threads that serve clients.
+    pub fn shards(&self) -> usize {
+        self.inboxes.len()
     }
 
     // --- connections ---

@@ -1,6 +1,6 @@
 //! Clients of a node that is drained: unmodified SDKs follow to another node while publishing goes on, and miss nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tests::agent::Agent;
@@ -8,9 +8,9 @@ use tests::fleet::Fleet;
 use tests::front::Front;
 use tests::gateway::{Gateway, config_with};
 use tests::store::Kind;
-use tests::until;
+use tests::{until, within};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 tests::on_every_store! {
     javascript_follows_a_drain
@@ -34,6 +34,36 @@ async fn javascript_follows_a_drain(kind: Kind) {
 
 async fn python_follows_a_drain(kind: Kind) {
     follows(kind, Agent::python().await).await;
+}
+
+/// The other node can accept two connections a second, of which a drain may claim one: it takes longer than its window.
+#[tokio::test]
+async fn a_drain_is_slower_where_others_are_short_of_capacity_and_there_is_time() {
+    let store = Kind::Redis.volatile();
+    let time = config_with("drain", "deadline = \"60s\"").replacen("window = \"0s\"", WINDOW, 1);
+    let leaving = Gateway::with(&(time + &store.config(""))).start();
+    let slow = format!("{}[admission]\nrate = 2\nramp = \"0s\"\n", store.config(""));
+    let slow = Gateway::with(&format!("shards = 1\n{}", config_with("client", "") + &slow)).start();
+    let fleet = Fleet::of(vec![leaving, slow]).await;
+    let mut clients = JoinSet::new();
+    for n in 0..10 {
+        let mut client = fleet[0].connect(&format!("user-{n}")).await;
+        clients.spawn(async move { (client.closed().await.code, Instant::now()) });
+    }
+    fleet[0].terminate();
+    let began = Instant::now();
+    let mut times = Vec::new();
+    while let Some(closed) = within("a close", clients.join_next()).await {
+        let (code, at) = closed.expect("the client was closed");
+        assert_eq!(code, Some(1001));
+        times.push(at.duration_since(began));
+    }
+    assert_eq!(fleet[0].exit_code().await, 0);
+    let (half, last) = (times[times.len() / 2], times[times.len() - 1]);
+    assert!(half > Duration::from_secs(3), "as the window wants, half of them would be gone after a second: {times:?}");
+    assert!(last < Duration::from_secs(40), "{times:?}");
+    let log = fleet[0].log();
+    assert!(log.contains("the pace is set by what the other nodes can accept"), "{log}");
 }
 
 fn node(way: &str) -> Gateway {

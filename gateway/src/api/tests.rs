@@ -168,7 +168,8 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Told>>) {
                 Command::TakeOver { .. }
                 | Command::CountMovable { .. }
                 | Command::Move { .. }
-                | Command::Drain { .. } => panic!("the API does not ask for this"),
+                | Command::StopAccepting { .. }
+                | Command::CloseSome { .. } => panic!("the API does not ask for this"),
             }
         }
     }

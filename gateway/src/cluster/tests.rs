@@ -75,7 +75,10 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Vec<Action>>>) {
                 Command::TakeOver { generation, done, .. } => {
                     let _ = done.send(generation == 7);
                 }
-                Command::Drain { .. } | Command::CountMovable { .. } | Command::Move { .. } => {
+                Command::StopAccepting { .. }
+                | Command::CloseSome { .. }
+                | Command::CountMovable { .. }
+                | Command::Move { .. } => {
                     panic!("nobody drains or moves")
                 }
             }

@@ -1,7 +1,8 @@
 //! Emptying a node on purpose: not ready, an accept grace, then closes with 1001 spread over a window.
 //!
-//! [`plan`] decides who is closed when, as pure functions of the time. [`Drain`] is what signals, the operators' endpoint
-//! and the control thread share; `serve/drain.rs` carries it out, and each shard closes its own connections.
+//! [`plan`] says how long each part takes, as pure functions of the time; [`placement::drain`] how many are closed when.
+//! [`Drain`] is what signals, the operators' endpoint and the control thread share; `serve/drain.rs` carries it out, and each
+//! shard closes its own connections.
 
 pub mod plan;
 

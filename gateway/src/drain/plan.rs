@@ -1,17 +1,11 @@
-//! Who is closed when, as pure functions of the time since the drain began.
+//! How long each part of a drain takes, as pure functions of the time since it began. How many are closed when is said by
+//! [`placement::drain`].
 
-use std::ops::Range;
 use std::time::Duration;
-
-use rand::Rng;
 
 /// What the last connection may need after its turn: 2 s for answers to the commands it has sent, 5 s to answer the close
 /// frame (protocol section 5.3), and some room for a busy machine.
 pub const LAST_CLOSE: Duration = Duration::from_secs(10);
-
-/// How far a close may be from its place in the even spread, in parts of the gap between two: nodes and shards that
-/// drain together then do not close in step.
-const JITTER: f64 = 0.2;
 
 /// Times of a drain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,57 +74,9 @@ impl DrainTimes {
     }
 }
 
-/// An even spread of closes over a window, each moved a little at random. The order of the connections is the caller's.
-#[derive(Debug)]
-pub struct Spread {
-    total: usize,
-    window: Duration,
-    closed: usize,
-    /// When the next one is due.
-    next: Duration,
-}
-
-impl Spread {
-    /// So many closes over this time; without any time all are due at once.
-    pub fn new(total: usize, window: Duration, random: &mut impl Rng) -> Self {
-        let mut spread = Self { total, window, closed: 0, next: Duration::ZERO };
-        spread.next = spread.time_of(0, random);
-        spread
-    }
-
-    /// The closes that are due and were not returned before. Whoever asks late gets all that were missed.
-    pub fn due(&mut self, elapsed: Duration, random: &mut impl Rng) -> Range<usize> {
-        let from = self.closed;
-        if elapsed >= self.window {
-            self.closed = self.total;
-        }
-        while self.closed < self.total && self.next <= elapsed {
-            self.closed += 1;
-            self.next = self.time_of(self.closed, random);
-        }
-        from..self.closed
-    }
-
-    /// When to ask again; `None` when everything was due.
-    pub fn next_at(&self) -> Option<Duration> {
-        (self.closed < self.total).then_some(self.next)
-    }
-
-    /// The middle of the slot of one close, moved by the jitter, so that the order never changes.
-    fn time_of(&self, index: usize, random: &mut impl Rng) -> Duration {
-        if self.total == 0 {
-            return self.window;
-        }
-        let place = index as f64 + 0.5 + random.random_range(-JITTER..=JITTER);
-        self.window.mul_f64(place / self.total as f64)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
 
     use super::*;
 
@@ -163,54 +109,8 @@ mod tests {
         assert_eq!((hasty.accepts_for(), hasty.closes_over()), (millis(3_000), Duration::ZERO));
     }
 
-    /// When each close came, for somebody who asks at these times.
-    fn closes(total: usize, window: Duration, seed: u64, steps: &[u64]) -> Vec<Duration> {
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut spread = Spread::new(total, window, &mut random);
-        let mut times = Vec::new();
-        let mut elapsed = Duration::ZERO;
-        for step in steps.iter().cycle() {
-            times.extend(spread.due(elapsed, &mut random).map(|_| elapsed));
-            match spread.next_at() {
-                None => break,
-                Some(next) => elapsed = next.max(elapsed) + millis(*step),
-            }
-        }
-        times
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// Whoever asks when told to sees any part of the window get its share of the closes, to one close.
-        #[test]
-        fn closes_are_even(total in 1..500_usize, window in 1..400_000_u64, seed: u64, part in 0.0..1.0_f64) {
-            let times = closes(total, millis(window), seed, &[0]);
-            prop_assert_eq!(times.len(), total);
-            let until = millis(window).mul_f64(part);
-            let closed = times.iter().filter(|at| **at < until).count() as f64;
-            prop_assert!((closed - part * total as f64).abs() <= 1.0, "{} of {} closed at {}", closed, total, part);
-            let gap = window as f64 / 1e3 / total as f64;
-            for pair in times.windows(2) {
-                let between = (pair[1] - pair[0]).as_secs_f64();
-                prop_assert!((between - gap).abs() <= 2.0 * JITTER * gap + 1e-6, "{} after {}", between, gap);
-            }
-        }
-
-        /// However late somebody asks, each is closed once, in order, never before its time, and by the end of the window.
-        #[test]
-        fn every_close_comes_once_and_in_time(
-            total in 0..300_usize,
-            window in 0..60_000_u64,
-            seed: u64,
-            steps in prop::collection::vec(0..5_000_u64, 1..20),
-        ) {
-            let times = closes(total, millis(window), seed, &steps);
-            prop_assert_eq!(times.len(), total);
-            prop_assert!(times.is_sorted());
-            let latest = steps.iter().max().copied().unwrap_or_default();
-            prop_assert!(times.iter().all(|at| *at <= millis(window + latest)));
-        }
 
         /// With any times, the last close and its answers fit between the grace and the deadline, if anything does.
         #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use backplane::{ChannelName, ClientId, UserId};
 use bytes::Bytes;
@@ -131,11 +130,14 @@ pub enum Command {
         /// How many were told to go.
         done: oneshot::Sender<usize>,
     },
-    /// Close every connection, evenly spread over the window, and accept no more.
-    Drain {
-        /// Zero closes all at once.
-        window: Duration,
-        /// The code to close with.
-        code: CloseCode,
+    /// Close whoever still comes, at once: the node is being emptied.
+    StopAccepting {
+        /// How many connections are here.
+        done: oneshot::Sender<usize>,
+    },
+    /// Close some of those that were here then with 1001, in random order; all of them if there are fewer.
+    CloseSome {
+        /// How many.
+        count: usize,
     },
 }

@@ -1,25 +1,14 @@
 //! Commands of the server API and of operators, carried out on this shard's connections.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use backplane::ClientId;
-use rand::seq::SliceRandom;
 use session::UnsubscribeCode;
-use session::close::CloseCode;
 use session::io::Input;
 
 use super::Shard;
 use super::command::{Action, Applied, Command, ShardCounts, Survey, Target};
-use super::connection::{Connection, Phase};
-use crate::drain::plan::Spread;
-
-/// Closes of a drain before other tasks get their turn: each cleans up after a session.
-const CLOSES_PER_TURN: usize = 100;
-
-/// Pause between two looks at how many connections should be closed by now. Small enough that the closes are even,
-/// large enough that a long drain costs nothing.
-const DRAIN_STEP: Duration = Duration::from_millis(20);
+use super::connection::Connection;
 
 impl Shard {
     pub(super) fn command(self: &Rc<Self>, command: Command) {
@@ -38,7 +27,10 @@ impl Shard {
             Command::Move { rule, count, done } => {
                 let _ = done.send(self.move_some(rule, count));
             }
-            Command::Drain { window, code } => self.drain(window, code),
+            Command::StopAccepting { done } => {
+                let _ = done.send(self.stop_accepting());
+            }
+            Command::CloseSome { count } => self.close_some(count),
         }
     }
 
@@ -117,33 +109,5 @@ impl Shard {
             connections: self.connections.borrow().len(),
             subscriptions: self.hub.borrow().subscription_count(),
         }
-    }
-
-    /// Closes every connection in random order, evenly over the window; those that still come are closed at once.
-    fn drain(self: &Rc<Self>, window: Duration, code: CloseCode) {
-        if self.draining.replace(true) {
-            return;
-        }
-        let mut keys: Vec<_> = self.connections.borrow().iter().map(|(_, connection)| connection.key).collect();
-        keys.shuffle(&mut rand::rng());
-        let shard = self.clone();
-        tokio::task::spawn_local(async move {
-            let started = Instant::now();
-            let mut spread = Spread::new(keys.len(), window, &mut rand::rng());
-            loop {
-                for (count, key) in keys[spread.due(started.elapsed(), &mut rand::rng())].iter().enumerate() {
-                    if let Some(connection) = shard.connection(*key)
-                        && connection.phase.get() == Phase::Open
-                    {
-                        shard.tell_to_go(&connection, code.clone());
-                    }
-                    if count % CLOSES_PER_TURN == CLOSES_PER_TURN - 1 {
-                        tokio::task::yield_now().await;
-                    }
-                }
-                let Some(next) = spread.next_at() else { return };
-                tokio::time::sleep(next.saturating_sub(started.elapsed()).max(DRAIN_STEP.min(window))).await;
-            }
-        });
     }
 }

@@ -111,6 +111,8 @@ pub struct Shard {
     meters: ShardMeters,
     reported: RefCell<Reported>,
     draining: Cell<bool>,
+    /// The connections that a drain has still to close, in random order.
+    to_close: RefCell<Vec<ConnKey>>,
 }
 
 /// What was last added to the node's gauges and counters by this shard.
@@ -154,6 +156,7 @@ impl Shard {
             meters: ShardMeters::new(),
             reported: RefCell::default(),
             draining: Cell::new(false),
+            to_close: RefCell::default(),
             node,
         })
     }

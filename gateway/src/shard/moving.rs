@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use rand::seq::index;
+use rand::seq::{SliceRandom, index};
 use session::close::CloseCode;
 use session::io::Input;
 
@@ -12,7 +12,40 @@ use super::connection::{Connection, Phase};
 use crate::placing::MoveRule;
 use crate::placing::rule::Facts;
 
+/// Closes of a drain before other tasks get their turn: each cleans up after a session.
+const CLOSES_PER_TURN: usize = 100;
+
 impl Shard {
+    /// Closes whoever still comes, at once, and puts those who are here into random order; returns how many they are.
+    pub(super) fn stop_accepting(&self) -> usize {
+        if !self.draining.replace(true) {
+            let mut keys: Vec<_> = self.connections.borrow().iter().map(|(_, connection)| connection.key).collect();
+            keys.shuffle(&mut rand::rng());
+            *self.to_close.borrow_mut() = keys;
+        }
+        self.to_close.borrow().len()
+    }
+
+    /// Closes so many of those who were here then.
+    pub(super) fn close_some(self: &Rc<Self>, count: usize) {
+        let shard = self.clone();
+        tokio::task::spawn_local(async move {
+            let mut closed = 0;
+            while closed < count {
+                let Some(key) = shard.to_close.borrow_mut().pop() else { return };
+                let Some(connection) = shard.connection(key) else { continue };
+                if connection.phase.get() != Phase::Open || connection.going.get() {
+                    continue;
+                }
+                shard.tell_to_go(&connection, CloseCode::GoingAway);
+                closed += 1;
+                if closed % CLOSES_PER_TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+    }
+
     /// Closes a connection once what it has asked is answered. From here on it does not count as one of the node's.
     pub(super) fn tell_to_go(self: &Rc<Self>, connection: &Rc<Connection>, code: CloseCode) {
         if !connection.going.replace(true) {

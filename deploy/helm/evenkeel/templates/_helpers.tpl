@@ -8,8 +8,8 @@ app.kubernetes.io/part-of: evenkeel
 {{- end }}
 
 {{- define "evenkeel.config" -}}
-{{- if gt (int (add .Values.drain.graceAcceptSeconds .Values.drain.windowSeconds 10)) (int .Values.terminationGracePeriodSeconds) }}
-{{- fail "terminationGracePeriodSeconds must be at least drain.graceAcceptSeconds + drain.windowSeconds + 10: pods would be killed while they drain" }}
+{{- if gt (int (add .Values.drain.graceAcceptSeconds .Values.drain.windowSeconds 15)) (int .Values.terminationGracePeriodSeconds) }}
+{{- fail "terminationGracePeriodSeconds must be at least drain.graceAcceptSeconds + drain.windowSeconds + 15: pods would be killed while they drain" }}
 {{- end -}}
 # What differs from the defaults in a cluster. Secrets come from the Secret `{{ .Values.existingSecret }}`, mounted as files.
 listen = "0.0.0.0:8000"
@@ -34,6 +34,8 @@ max_connections = {{ .Values.limits.maxConnections | int }}
 grace_accept = "{{ .Values.drain.graceAcceptSeconds }}s"
 # terminationGracePeriodSeconds is {{ .Values.terminationGracePeriodSeconds }}: this, the accept grace, and the time for stragglers.
 window = "{{ .Values.drain.windowSeconds }}s"
+# A little less than the grace period: a drain takes this long when the other pods are short of accept capacity.
+deadline = "{{ sub (int .Values.terminationGracePeriodSeconds) 5 }}s"
 
 [log]
 {{- if ne .Values.log.level "info" }}
