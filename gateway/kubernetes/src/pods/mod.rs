@@ -1,6 +1,6 @@
 //! What is known of the pods.
 //!
-//! [`facts`] reads a pod of the API into a [`Pod`], [`watch`] keeps the set of them current.
+//! [`facts`] reads a pod of the API into a [`Pod`], `watch` keeps the set of them current.
 
 pub mod facts;
 pub(crate) mod watch;
