@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
 
 use crate::cluster::view::{self, Unknown};
 use crate::metrics::{CLUSTER_NODES, FLEET_CONNECTIONS, IMBALANCE, OPENSET_AGE};
@@ -105,9 +106,13 @@ async fn cluster(State(ops): State<Ops>) -> Response {
         None => Err(Unknown::new("the state of the fleet is unknown: this node has not joined it yet".to_owned())),
     };
     match seen {
-        Ok(cluster) => json(StatusCode::OK, serde_json::json!(cluster).to_string()),
-        Err(unknown) => json(StatusCode::SERVICE_UNAVAILABLE, serde_json::json!(unknown).to_string()),
+        Ok(cluster) => json(StatusCode::OK, text(&cluster)),
+        Err(unknown) => json(StatusCode::SERVICE_UNAVAILABLE, text(&unknown)),
     }
+}
+
+fn text(facts: &impl Serialize) -> String {
+    serde_json::to_string(facts).expect("facts have text for keys")
 }
 
 fn json(status: StatusCode, body: String) -> Response {

@@ -15,6 +15,10 @@ use crate::settings::{Mode, Settings};
 use crate::status::{Health, Status, count};
 use crate::writer::{End, Writer};
 
+/// When something is missing that was there a moment ago, such as permissions while the API server starts: it is looked
+/// again this soon, once.
+const LOOK_AGAIN_SOON: Duration = Duration::from_secs(5);
+
 /// Where something is missing, it is looked again this often, in case an operator has added it. With at most five
 /// candidates that costs the API server nothing.
 const LOOK_AGAIN_AUTO: Duration = Duration::from_secs(300);
@@ -257,7 +261,8 @@ impl Run {
                     End::Rest => return,
                     End::Missing(why) => {
                         self.complain(complaint, why);
-                        self.look_again()
+                        // It was there a moment ago; if it is gone for good, the next probe finds that, and waits longer.
+                        LOOK_AGAIN_SOON
                     }
                 },
                 Ok(Finding::Missing(missing)) => {

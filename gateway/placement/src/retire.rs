@@ -64,7 +64,8 @@ impl Retirement {
         let now_even = movable as f64 / RETIRE_WINDOW.as_secs_f64();
         let even = self.even.map_or(now_even, |even| even.max(now_even));
         self.even = Some(even);
-        Ok(even.min(digest.budget / digest.retire.len().max(1) as f64))
+        // The other half is for those that level.
+        Ok(even.min(0.5 * digest.budget / digest.retire.len().max(1) as f64))
     }
 }
 
@@ -91,7 +92,7 @@ mod tests {
         let idle = Digest { retire: vec![other], ..ordered.clone() };
         assert_eq!(tick(&idle, 0), Shed::Held(Hold::NoOrder));
         assert!(matches!(tick(&ordered, 0), Shed::Moving { rate: 2.0, .. }));
-        assert!(matches!(tick(&Digest { budget: 1.0, ..ordered.clone() }, 0), Shed::Moving { rate: 0.5, .. }));
+        assert!(matches!(tick(&Digest { budget: 1.0, ..ordered.clone() }, 0), Shed::Moving { rate: 0.25, .. }));
         assert!(matches!(tick(&ordered, 6), Shed::Held(Hold::DigestStale { .. })));
         let paused = Digest { pauses: vec![Pause::Busy], ..ordered.clone() };
         assert_eq!(tick(&paused, 0), Shed::Held(Hold::Paused(Pause::Busy)));

@@ -179,6 +179,8 @@ impl Shedder {
         let least = self.recent.iter().map(|(_, connections)| *connections).min().unwrap_or(0);
         let claim = self.settings.excess(least as f64, share);
         let budget = digest.budget.min(self.settings.budget * digest.connections as f64);
+        // Half of it is for the nodes that retire, if some do.
+        let budget = if digest.retire.is_empty() { budget } else { 0.5 * budget };
         if claim <= 0.0 || digest.excess <= 0.0 || budget <= 0.0 {
             return Err(Hold::NoBudget);
         }

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use placement::shed::explain;
 use placement::{Digest, Heard, Pause, Peer, Report};
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use super::roster::{DIGEST_STALE, Roster};
 use crate::node::Node;
@@ -110,13 +110,15 @@ struct Read {
 
 impl Table {
     async fn read(&self, roster: &Roster) -> Option<Arc<Vec<Peer>>> {
-        if let Some(read) = &*self.0.lock()
+        // Whoever comes while it is being read waits for that.
+        let mut last = self.0.lock().await;
+        if let Some(read) = &*last
             && read.at.elapsed() < TABLE_AGE
         {
             return read.peers.clone();
         }
         let peers = roster.peers().await.ok().map(Arc::new);
-        *self.0.lock() = Some(Read { at: Instant::now(), peers: peers.clone() });
+        *last = Some(Read { at: Instant::now(), peers: peers.clone() });
         peers
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kubernetes::Pod;
 use kubernetes::pods::Pods;
-use placement::{Candidate, Digest, NodeKey, Peer, Report};
+use placement::{Candidate, Digest, NodeKey, Pause, Peer, Report};
 
 /// The table of reports, and when it was read.
 #[derive(Debug, Default)]
@@ -42,7 +42,10 @@ impl Table {
     ) -> Vec<Candidate<String>> {
         let by_name = self.by_name();
         let table_age = self.age(now).unwrap_or_default();
-        let is_rollout = pods.values().map(|pod| &pod.revision).collect::<BTreeSet<_>>().len() > 1;
+        // Only while nothing is moved for its sake: if a rollout stands still, as a canary does, the preferred pods would be
+        // filled and emptied for ever.
+        let is_rollout = digest.pauses.contains(&Pause::Rollout)
+            && pods.values().map(|pod| &pod.revision).collect::<BTreeSet<_>>().len() > 1;
         let eligible = pods.values().filter(|pod| pod.is_eligible());
         let candidates = eligible.filter_map(|pod| {
             let peer = by_name.get(pod.name.as_str()).copied();
@@ -193,13 +196,16 @@ mod tests {
         let now = Instant::now();
         let of = |name: &str, revision: &str| Pod { revision: Some(revision.to_owned()), ..pod(name) };
         let table = table(now, vec![peer(2, "new-by-itself", 0, |report| report.revision = "r2".into())]);
-        let digest = Digest { revision: "r2".into(), ..Digest::empty(1, 1) };
-        let newest = |all: Vec<Pod>| {
-            let candidates = table.candidates(now, &pods(all), &digest, REPORT_AGE);
+        let digest = Digest { revision: "r2".into(), pauses: vec![Pause::Rollout], ..Digest::empty(1, 1) };
+        let newest_by = |all: Vec<Pod>, digest: &Digest| {
+            let candidates = table.candidates(now, &pods(all), digest, REPORT_AGE);
             candidates.into_iter().filter(|each| each.is_newest).map(|each| each.key).collect::<Vec<_>>()
         };
-        let all = vec![of("a", "r1"), of("b", "r2"), of("new-by-itself", "r2")];
-        assert_eq!(newest(all), ["b", "new-by-itself"]);
+        let newest = |all: Vec<Pod>| newest_by(all, &digest);
+        let all = || vec![of("a", "r1"), of("b", "r2"), of("new-by-itself", "r2")];
+        assert_eq!(newest(all()), ["b", "new-by-itself"]);
+        let still = Digest { pauses: Vec::new(), ..digest.clone() };
+        assert!(newest_by(all(), &still).is_empty(), "a rollout that stands still is none");
         assert!(newest(vec![of("b", "r2")]).is_empty(), "there is only one revision");
     }
 

@@ -149,7 +149,9 @@ impl OpenSetWriter {
         if let Some(open) = writing.decide(now, outlook, table, digest) {
             self.agent.decide(open);
         }
-        if let Some(pods) = outlook.pods.as_deref().filter(|_| self.settings.deletion_costs) {
+        // Without a table nobody knows who is under orders, and marks stay as they are.
+        let is_known = table.age(now).is_some_and(|age| age < DIGEST_STALE);
+        if let Some(pods) = outlook.pods.as_deref().filter(|_| is_known && self.settings.deletion_costs) {
             self.agent.mark(table.retiring(pods, digest));
         }
     }

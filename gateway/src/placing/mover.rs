@@ -114,6 +114,8 @@ impl Mover {
         let shed = if is_retiring {
             self.retirement.tick(now, movable, heard, &settings.shed)
         } else {
+            // Forgets the pace of an order that was withdrawn.
+            self.retirement.tick(now, 0, heard, &settings.shed);
             self.shedder.tick(now, Own { connections, movable, weight, stays }, heard)
         };
         self.say(now, shed);
@@ -170,7 +172,10 @@ impl Mover {
         };
         let mut by_shard = self.node.count_movable(rule).await.unwrap_or_default();
         let over = by_shard.iter().sum::<usize>() as u64;
-        let close = pace.tick(now, self.node.staying_connections(), over, settings.shed.rate);
+        let connections = self.node.staying_connections();
+        // Never more than its part of the cluster's budget, which is what counts when all are over their age at once.
+        let least = settings.shed.rate.min(settings.shed.budget * connections as f64);
+        let close = pace.tick(now, connections, over, least);
         let shares = share_out(close, &mut by_shard);
         let moved = self.node.move_connections(rule, &shares).await.unwrap_or_default();
         self.node.placing.count_moved(moved);

@@ -82,10 +82,15 @@ pub(super) fn headers(endpoint: &config::Endpoint, forwarded: Option<&Forwarded>
     headers
 }
 
-/// Whether anything of the client is among them.
+/// Headers that many clients send alike: they tell nobody from anybody.
+const SHARED: [&str; 8] =
+    ["accept", "accept-encoding", "accept-language", "host", "origin", "referer", "user-agent", "x-forwarded-proto"];
+
+/// Whether anything that tells this client from others is among them.
 pub(super) fn has_any(endpoint: &config::Endpoint, forwarded: Option<&Forwarded>) -> bool {
     let has = |headers: &[(HeaderName, HeaderValue)], listed: &[HeaderName]| {
-        headers.iter().any(|(name, value)| listed.contains(name) && !value.is_empty())
+        let is_own = |name: &HeaderName| listed.contains(name) && !SHARED.contains(&name.as_str());
+        headers.iter().any(|(name, value)| is_own(name) && !value.is_empty())
     };
     forwarded.is_some_and(|forwarded| {
         has(&forwarded.real, &endpoint.http_headers) || has(&forwarded.emulated, &endpoint.emulated_headers)
@@ -171,6 +176,20 @@ mod tests {
                 "x-real: truth"
             ]
         );
+    }
+
+    #[test]
+    fn what_every_browser_sends_tells_nobody_from_anybody() {
+        let endpoint =
+            config::Endpoint { http_headers: vec![name("cookie"), name("user-agent"), name("origin")], ..endpoint() };
+        let forwarded = |headers: &[(HeaderName, HeaderValue)]| {
+            let request: HeaderMap = headers.iter().cloned().collect();
+            Kept::new(&config::Proxies { endpoints: [("a".into(), endpoint.clone())].into() }).of_request(&request)
+        };
+        let browser = [(name("user-agent"), value("M/5")), (name("origin"), value("http://x"))];
+        assert!(!has_any(&endpoint, forwarded(&browser).as_deref()));
+        let known = [browser[0].clone(), (name("cookie"), value("a=1"))];
+        assert!(has_any(&endpoint, forwarded(&known).as_deref()));
     }
 
     #[test]

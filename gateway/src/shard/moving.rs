@@ -94,11 +94,16 @@ impl Movable {
         if connection.phase.get() != Phase::Open || connection.going.get() || !connection.established.get() {
             return false;
         }
+        let age = Duration::from_secs(self.now_s.saturating_sub(u64::from(connection.accepted_s)));
+        if age < self.rule.min_age {
+            return false;
+        }
         let session = connection.session.borrow();
         self.rule.allows(&Facts {
             client: session.client(),
-            age: Duration::from_secs(self.now_s.saturating_sub(u64::from(connection.accepted_s))),
-            recoverable: session.subscriptions().all(|subscription| subscription.is_recoverable()),
+            age,
+            recoverable: !self.rule.recoverable_only
+                || session.subscriptions().all(|subscription| subscription.is_recoverable()),
         })
     }
 }

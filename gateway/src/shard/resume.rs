@@ -214,7 +214,8 @@ impl Shard {
 
     /// Tells the session what became of its wish. Who is known only by a session does not go on without one.
     fn resumed(self: &Rc<Self>, connection: &Rc<Connection>, resumption: Resumption) {
-        if resumption == Resumption::Without {
+        // The place of one that is gone may be another's by now.
+        if resumption == Resumption::Without && connection.phase.get() != Phase::Gone {
             let removed = self.resumables.borrow_mut().remove(connection.key.index);
             if removed.is_some_and(|resumable| resumable.told.is_recalled) {
                 return self.disprove(connection);
