@@ -59,8 +59,9 @@ async fn a_drain_is_slower_where_others_are_short_of_capacity_and_there_is_time(
         times.push(at.duration_since(began));
     }
     assert_eq!(fleet[0].exit_code().await, 0);
-    let (half, last) = (times[times.len() / 2], times[times.len() - 1]);
-    assert!(half > Duration::from_secs(3), "as the window wants, half of them would be gone after a second: {times:?}");
+    let last = times[times.len() - 1];
+    // Until the first digest of the others alone, closes come as the window wants: half of them at most.
+    assert!(last > Duration::from_secs(4), "as the window wants, they would be gone after 2 s: {times:?}");
     assert!(last < Duration::from_secs(40), "{times:?}");
     let log = fleet[0].log();
     assert!(log.contains("the pace is set by what the other nodes can accept"), "{log}");
