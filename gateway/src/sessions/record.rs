@@ -89,6 +89,7 @@ pub enum RecordError {
 
 /// How it is known who asks for a session.
 #[derive(Clone, PartialEq, Debug)]
+#[allow(clippy::large_enum_variant)] // There is one for the time of a claim.
 pub enum Proof {
     /// By a token, or because everybody may connect.
     Own,
@@ -101,6 +102,7 @@ pub enum Proof {
 
 /// What a connection gets that asks for a session.
 #[derive(Clone, PartialEq, Debug)]
+#[allow(clippy::large_enum_variant)] // There is one for the time of a claim.
 pub enum Claim {
     /// The record to write.
     Granted {
