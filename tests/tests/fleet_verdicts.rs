@@ -209,18 +209,20 @@ async fn after_its_time_everything_is_asked_once(kind: Kind) {
     let began = Instant::now();
     let (mut client, ..) = visit(&fleet[0], ANN).await;
     assert_eq!(asked(&mut backend), [1, 1]);
-    let mut visits = 0;
-    let counts = loop {
+    let (mut visits, mut torn) = (0, 0);
+    loop {
         leave(client, &fleet[visits % 2]).await;
         visits += 1;
         (client, ..) = visit(&fleet[visits % 2], ANN).await;
-        let counts = asked(&mut backend);
-        if counts != [0, 0] {
-            break counts;
+        match asked(&mut backend) {
+            [0, 0] => {}
+            [1, 1] => break,
+            // Its time may come between the two questions of one visit.
+            [0, 1] if torn == 0 => torn += 1,
+            counts => panic!("asked {counts:?} on visit {visits}"),
         }
         assert!(began.elapsed() < 2 * TTL, "a verdict holds for too long");
-    };
-    assert_eq!(counts, [1, 1], "after {visits} visits");
+    }
     // It counts from the question, in whole seconds, however often it was said again.
     assert!(began.elapsed() >= TTL - Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(visits > 1, "it was said again before");
