@@ -28,8 +28,9 @@ budget = \"10%\"
 
 const CLIENTS: usize = 120;
 
-/// Nothing moves until clients that came in numbers are forgotten, which takes longer than other deadlines of tests.
-const A_MINUTE: Duration = Duration::from_secs(60);
+/// Nothing moves until clients that came in numbers are forgotten, or moved ones are back, which takes longer than other
+/// deadlines of tests.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What `/v1/cluster` says, or nothing while the fleet is unknown.
 async fn cluster(node: &Gateway) -> Option<Value> {
@@ -135,7 +136,7 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(A_MINUTE, level).await.expect("level within a minute");
+    tokio::time::timeout(PATIENCE, level).await.expect("level in the end");
     // Everybody has received everything, in order, and nobody was moved more than needed.
     let all: Vec<u64> = (1..=published).collect();
     let complete = async {
@@ -180,7 +181,7 @@ async fn connections_that_cannot_recover_stay_and_that_is_said() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(A_MINUTE, said).await.expect("the node says why it moves nobody");
+    tokio::time::timeout(PATIENCE, said).await.expect("the node says why it moves nobody");
     let state = cluster(&fleet[1]).await.expect("a digest came");
     assert!(state["imbalance"].as_f64() > Some(1.5), "{state}");
     assert!(state["explanation"].as_str().is_some_and(|text| text.contains("the fullest node has")), "{state}");

@@ -83,7 +83,7 @@ impl Cluster {
 
     async fn until_published(&self, numbers: impl IntoIterator<Item = usize>) {
         let wanted: BTreeSet<String> = numbers.into_iter().map(pod_name).collect();
-        self.server.until(&format!("{wanted:?} published"), DEADLINE, |_| self.published() == wanted).await;
+        self.server.until(&format!("{wanted:?} published"), DEADLINE * 4, |_| self.published() == wanted).await;
     }
 
     /// Fills the first gateway, and waits until the slices list just the two empty ones.
