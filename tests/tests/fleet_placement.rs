@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::api::send;
+use tests::balancer::free_port;
 use tests::client::Client;
 use tests::fleet::{Fleet, node};
 use tests::gateway::Gateway;
@@ -224,12 +225,6 @@ async fn old_connections_are_closed_one_by_one() {
     assert!(left > 10.0, "{left} of 20 are left: they do not go together");
 }
 
-/// An address that was free a moment ago.
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").to_string()
-}
-
 /// What the agent check says.
 async fn agent(address: &str) -> String {
     let mut answer = String::new();
@@ -240,7 +235,7 @@ async fn agent(address: &str) -> String {
 
 #[tokio::test]
 async fn the_agent_check_says_whether_a_node_wants_connections() {
-    let address = free_address();
+    let address = format!("127.0.0.1:{}", free_port());
     let config = tests::gateway::config_with("drain", "").replace("grace_accept = \"0s\"", "grace_accept = \"30s\"")
         + &format!("[placement]\nagent_listen = \"{address}\"\n[limits]\nmax_connections = 2\n");
     let gateway = Gateway::with(&config).start();
