@@ -182,7 +182,7 @@ fn removals_during_an_outage_leave_no_ghosts(version: Version) {
         for client in &clients {
             again(|| node.backplane.add_presence(&room, Arc::clone(client))).await;
         }
-        server.signal(Signal::SIGSTOP);
+        server.stop();
         let removals = clients[1..].iter().map(|client| node.backplane.remove_presence(&room, client.client));
         let failed = join_all(removals).await.into_iter().filter(Result::is_err).count();
         server.signal(Signal::SIGCONT);
@@ -425,7 +425,7 @@ fn leaves_that_an_outage_has_stopped_are_made_good(version: Version) {
         for client in gone {
             again(|| node.backplane.linger_presence(&room, client.client, Duration::from_millis(500))).await;
         }
-        server.signal(Signal::SIGSTOP);
+        server.stop();
         let goodbyes = going.iter().map(|client| node.backplane.linger_presence(&room, client.client, timeout));
         let returns = gone.iter().map(|client| other.backplane.adopt_presence(&room, Arc::clone(client)));
         let (goodbyes, returns) = futures_util::future::join(join_all(goodbyes), join_all(returns)).await;
