@@ -153,13 +153,12 @@ impl Publishers {
         !is_over && (nodes.is_ready(link.node) || !nodes.any_ready())
     }
 
-    /// When there is something to do next without being called by an event.
-    pub fn next_due_ns(&self, start: Option<u64>) -> Option<u64> {
+    /// When there is something to do next without being called by an event. Never in the past for a publisher that has
+    /// nothing left to do: the loop would not sleep any more, and with real-time priority nothing else would run.
+    pub fn next_due_ns(&self, now: u64, start: Option<u64>) -> Option<u64> {
         let due = |index: usize| match (self.links[index].state, start) {
-            (State::Idle, _) => Some(self.links[index].retry_ns),
-            (State::Ready, Some(start))
-                if self.may_send(index) && self.links[index].next < self.plan.schedule.total =>
-            {
+            (State::Idle, _) if !self.is_finished(index, now) => Some(self.links[index].retry_ns),
+            (State::Ready, Some(start)) if self.may_send(index) && !self.is_over(index, now) => {
                 Some(start + self.plan.schedule.due_ns(self.links[index].next))
             }
             _ => None,
@@ -191,9 +190,13 @@ impl Publishers {
 
     fn is_finished(&self, index: usize, now: u64) -> bool {
         let link = &self.links[index];
+        link.seen_ready && self.is_over(index, now) && link.in_flight.is_empty()
+    }
+
+    /// Nothing is sent any more; answers may be due.
+    fn is_over(&self, index: usize, now: u64) -> bool {
         let out_of_time = self.start.is_some_and(|start| now > start + self.plan.schedule.duration_ns() + OVERTIME_NS);
-        let is_over = link.next >= self.plan.schedule.total || out_of_time || self.is_stopped;
-        link.seen_ready && is_over && link.in_flight.is_empty()
+        self.is_stopped || out_of_time || self.links[index].next >= self.plan.schedule.total
     }
 
     /// Messages that were answered or given up.
@@ -492,7 +495,57 @@ fn message_of(schedule: &Schedule, publisher: usize, id: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::scenario::fanout::PublishingOptions;
+    use crate::scenario::options::ClientOptions;
+    use crate::scenario::population::PopulationOptions;
+    use crate::target::Target;
+
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        client: ClientOptions,
+        #[command(flatten)]
+        population: PopulationOptions,
+        #[command(flatten)]
+        publishing: PublishingOptions,
+    }
+
+    /// Two publishers of a run that began at 0, seen at 5 s; one is connected, and the other one just left its node.
+    fn publishers() -> Publishers {
+        let options = Options::parse_from("loadgen -n 1 --publisher ws --publishers 2 --rate 2".split(' '));
+        let target = Target::parse("ws://127.0.0.1:1/", "ws", false).expect("valid");
+        let plan = options.population.plan(&options.client, &options.publishing, vec![target]).expect("a plan");
+        let mut publishers = Publishers::new(&Arc::new(plan), 0).expect("there are publishers");
+        publishers.start = Some(0);
+        let states = [State::Ready, State::Idle];
+        publishers.links.iter_mut().zip(states).for_each(|(link, state)| {
+            (link.state, link.seen_ready) = (state, true);
+        });
+        publishers
+    }
+
+    const SEEN_AT: u64 = 5_000_000_000;
+
+    #[test]
+    fn publishers_with_something_to_do_have_something_due() {
+        let mut publishers = publishers();
+        publishers.links[1].retry_ns = 7;
+        assert_eq!(publishers.next_due_ns(SEEN_AT, Some(0)), Some(0), "the first message");
+        publishers.links[0].next = 20;
+        assert_eq!(publishers.next_due_ns(SEEN_AT, Some(0)), Some(7), "the next attempt");
+    }
+
+    #[test]
+    fn nothing_is_due_when_all_is_over() {
+        let mut stopped = publishers();
+        stopped.is_stopped = true;
+        assert_eq!(stopped.next_due_ns(SEEN_AT, Some(0)), None);
+        let late = publishers();
+        assert_eq!(late.next_due_ns(late.plan.schedule.duration_ns() + OVERTIME_NS + 1, Some(0)), None);
+    }
 
     #[test]
     fn a_command_id_leads_back_to_its_message() {

@@ -329,7 +329,7 @@ impl Worker {
         let start = self.shared.start_ns().filter(|_| self.shared.phase() == Phase::Load);
         if let Some(publishers) = &mut self.publishers {
             publishers.pump(&self.epoll, now, start, self.shared.publishing_stopped_ns())?;
-            wait_until = wait_until.min(publishers.next_due_ns(start).unwrap_or(u64::MAX));
+            wait_until = wait_until.min(publishers.next_due_ns(now, start).unwrap_or(u64::MAX));
             self.shared.progress[self.index].published.store(publishers.settled(), Ordering::Relaxed);
             self.shared.publishers_ready.store(publishers.are_ready(), Ordering::Release);
             self.shared.published.store(publishers.are_done(now), Ordering::Release);
