@@ -50,8 +50,7 @@ impl Gate {
         CURRENT.with(|current| current.borrow().clone())
     }
 
-    /// Whether an upgrade has to be refused because of the others that are under way.
-    pub fn is_crowded(&self) -> bool {
+    fn is_crowded(&self) -> bool {
         self.handshakes.get() > self.in_flight_max
     }
 
@@ -69,7 +68,7 @@ impl Gate {
     /// Counts a connection that was just accepted.
     pub fn admit(self: &Rc<Self>) -> Slot {
         self.handshakes.set(self.handshakes.get() + 1);
-        Slot { gate: self.clone(), kind: Cell::new(Kind::Handshake) }
+        Slot { gate: self.clone(), kind: Cell::new(Kind::Handshake), has_place: Cell::new(!self.is_crowded()) }
     }
 }
 
@@ -77,9 +76,26 @@ impl Gate {
 pub struct Slot {
     gate: Rc<Gate>,
     kind: Cell<Kind>,
+    /// It is one of those that may be under way at once.
+    has_place: Cell<bool>,
 }
 
+/// Goes with an upgrade request that has to be refused because of the others that are under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Crowded;
+
 impl Slot {
+    /// Whether the connection may become a WebSocket as far as the others that are under way are concerned. One that was
+    /// accepted while there was room keeps its place, however many come after it: else a storm that arrives faster than
+    /// handshakes end would have all of them refused, and nobody would get in.
+    #[must_use]
+    pub fn may_upgrade(&self) -> bool {
+        if !self.has_place.get() {
+            self.has_place.set(!self.gate.is_crowded());
+        }
+        self.has_place.get()
+    }
+
     /// The connection does not want to become a WebSocket. False when there are too many of its kind.
     #[must_use]
     pub fn is_other(&self) -> bool {
@@ -109,6 +125,20 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_came_in_time_is_not_refused_for_those_who_come_after() {
+        let gate = Gate::new(2, &AdmissionSettings::default());
+        let first = gate.admit();
+        let second = gate.admit();
+        let late = gate.admit();
+        assert!(first.may_upgrade() && second.may_upgrade());
+        assert!(!late.may_upgrade(), "two are under way");
+        drop(first);
+        assert!(late.may_upgrade(), "there is room again");
+        let after = gate.admit();
+        assert!(late.may_upgrade() && second.may_upgrade() && !after.may_upgrade());
+    }
 
     #[test]
     fn calls_of_the_api_leave_room_for_handshakes_and_the_other_way_round() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use rand::Rng;
 
-pub use gate::{Gate, Slot};
+pub use gate::{Crowded, Gate, Slot};
 pub use limits::{AddressLimits, AddressRefusal, AddressSlot, UserLimits};
 
 /// Bounds on who is let in. Zero is no bound.

@@ -23,13 +23,17 @@ use tower::ServiceExt;
 use super::client_address::{AddressRules, ClientAddress};
 use super::proxy_protocol;
 use super::upgrade::CONNECTION_PATHS;
-use crate::admission::{Gate, Slot, retry_after};
+use crate::admission::{Crowded, Gate, Slot, retry_after};
 use crate::config::Handshake;
 use crate::metrics::CONNECTS;
 use crate::node::Node;
 
 /// Connections the kernel may hold for us between two accepts. A reconnect storm arrives within milliseconds.
 const BACKLOG: i32 = 4096;
+
+/// Connections accepted before those that were accepted earlier get their turn. In a storm many more wait in the backlog: to
+/// take them all at once would crowd the handshakes that are under way, and most would have to be refused.
+const ACCEPTS_PER_TURN: usize = 16;
 
 /// Pause when the process is out of descriptors: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -103,7 +107,12 @@ impl Acceptor {
     pub async fn run(self, listener: StdListener) -> io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let mut warned: Option<Instant> = None;
+        let mut accepted = 0;
         loop {
+            accepted += 1;
+            if accepted % ACCEPTS_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
             match listener.accept().await {
                 Ok((stream, address)) => {
                     if self.gate.is_full() || (self.options.tls.is_some() && !self.options.node.has_room()) {
@@ -161,8 +170,12 @@ impl Acceptor {
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let service = service_fn(|request: Request<Incoming>| {
-            let has_place = request.uri().path().starts_with(CONNECTION_PATHS) || slot.is_other();
+            let is_upgrade = request.uri().path().starts_with(CONNECTION_PATHS);
+            let has_place = is_upgrade || slot.is_other();
             let mut request = request.map(Body::new);
+            if is_upgrade && !slot.may_upgrade() {
+                request.extensions_mut().insert(Crowded);
+            }
             let client = self.options.addresses.client(peer, request.headers());
             request.extensions_mut().insert(ClientAddress(client));
             let router = self.options.router.clone();

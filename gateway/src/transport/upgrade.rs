@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::client_address::ClientAddress;
 use super::socket::Stream;
-use crate::admission::{AddressRefusal, AddressSlot, Gate, retry_after};
+use crate::admission::{AddressRefusal, AddressSlot, Crowded, Gate, retry_after};
 use crate::metrics::CONNECTS;
 use crate::node::Node;
 use crate::shard::Shard;
@@ -173,22 +173,21 @@ struct Accepted {
 
 /// Whether there is room for one more, from the cheapest question to the dearest. A single address that asks too often is
 /// refused before it uses up what is there for all.
-fn admit(node: &Node, address: Option<ClientAddress>) -> Result<Option<AddressSlot>, Refusal> {
+fn admit(node: &Node, address: Option<ClientAddress>, is_crowded: bool) -> Result<Option<AddressSlot>, Refusal> {
     if node.is_draining() {
         return Err(Refusal::Draining);
     }
     if !node.has_room() {
         return Err(Refusal::Full);
     }
-    let gate = Gate::current();
-    if gate.as_ref().is_some_and(|gate| gate.is_crowded()) {
+    if is_crowded {
         return Err(Refusal::Crowded);
     }
     let slot = match address {
         Some(ClientAddress(address)) => node.address_limits.admit(address, node.uptime())?,
         None => None,
     };
-    if gate.is_some_and(|gate| !gate.take(node.uptime())) {
+    if Gate::current().is_some_and(|gate| !gate.take(node.uptime())) {
         return Err(Refusal::Rate);
     }
     Ok(slot)
@@ -196,7 +195,7 @@ fn admit(node: &Node, address: Option<ClientAddress>) -> Result<Option<AddressSl
 
 /// Checks everything before anything is promised.
 fn accept(node: &Node, address: Option<ClientAddress>, request: &mut Request) -> Result<Accepted, Refusal> {
-    let slot = admit(node, address)?;
+    let slot = admit(node, address, request.extensions().get::<Crowded>().is_some())?;
     if request.method() != Method::GET {
         return Err(Refusal::BadMethod);
     }
