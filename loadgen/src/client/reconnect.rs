@@ -27,7 +27,7 @@ const QUICK_DELAY_NS: u64 = 300_000_000;
 /// Times one connection is resumed quickly before it counts as lost: a server that keeps cutting it has failed.
 const QUICK_RESUMES_MAX: u32 = 1000;
 /// Timers handled before the loop reads again. Opening a connection takes some ten microseconds.
-const TIMERS_PER_PASS: usize = 256;
+const TIMERS_PER_PASS: usize = 16;
 
 /// Something to be done later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
