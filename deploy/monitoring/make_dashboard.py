@@ -37,6 +37,14 @@ ROWS = [
         ("lines", "Connects turned away", "cps",
          [("sum by (result) (rate(gateway_connects_total{%s, result!=\"established\"}[1m]))", "{{result}}")]),
     ]),
+    ("Open set", [
+        ("lines", "Since it was last written", "s", [("max(gateway_openset_age_seconds{%s})", "")]),
+        ("lines", "Pods open, and that could be", "short", [("max(gateway_openset_size{%s})", "open"),
+                                                            ("max(gateway_openset_ready_nodes{%s})", "could be")]),
+        ("lines", "Who writes it", "short", [("gateway_openset_writer{%s} > 0", BY_POD)]),
+        ("lines", "Calls to the API server that failed", "cps",
+         [("sum by (reason) (rate(gateway_kubernetes_call_failures_total{%s}[1m]))", "{{reason}}")]),
+    ]),
     ("Delivery", [
         ("lines", "Deliveries", "cps", [("sum(rate(gateway_deliveries_total{%s}[1m]))", "deliveries"),
                                         ("sum(rate(gateway_messages_received_total{%s}[1m]))", "commands received")]),

@@ -111,7 +111,8 @@ pub const OPENSET_FOREIGN: &str = "gateway_openset_slices_foreign";
 pub const OPENSET_LEASES: &str = "gateway_openset_leases_total";
 /// Deletion costs that were set on pods, or removed.
 pub const OPENSET_MARKS: &str = "gateway_openset_marks_total";
-/// Time since anybody last knew the open set to be written, from the coordinator's digest; absent when that is stale.
+/// Time since anybody last knew the open set to be written, from the coordinator's digest; absent when that is stale, or
+/// does not know it.
 pub const OPENSET_AGE: &str = "gateway_openset_age_seconds";
 /// Whether the Kubernetes API server has answered the last call of this node; 1 before the first.
 pub const KUBERNETES_UP: &str = "gateway_kubernetes_up";

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
+use placement::Digest;
 use serde::Serialize;
 
 use crate::cluster::view::{self, Unknown};
@@ -65,17 +66,30 @@ async fn ready(State(ops): State<Ops>) -> Response {
 
 async fn metrics(State(ops): State<Ops>) -> Response {
     let text = ops.prometheus.render();
-    if ops.node.digest().is_some() {
-        return exposition(text);
+    match unknown(ops.node.digest().as_deref()) {
+        [] => exposition(text),
+        names => exposition(without(names, &text)),
     }
-    // The recorder cannot take a gauge back, and a total that nobody vouches for must not steer an autoscaler.
-    let unknown = [FLEET_CONNECTIONS, CLUSTER_NODES, IMBALANCE, OPENSET_AGE];
+}
+
+/// The metrics that nobody vouches for now. The recorder cannot take a gauge back, and a total of some time ago must not
+/// steer an autoscaler, nor an age that does not grow keep an alert silent.
+fn unknown(digest: Option<&Digest>) -> &'static [&'static str] {
+    match digest {
+        None => &[FLEET_CONNECTIONS, CLUSTER_NODES, IMBALANCE, OPENSET_AGE],
+        Some(digest) if digest.placement_age_ms.is_none() => &[OPENSET_AGE],
+        Some(_) => &[],
+    }
+}
+
+/// An exposition without these metrics.
+fn without(names: &[&str], text: &str) -> String {
     let name = |line: &str| {
         line.split(['#', ' ', '{']).find(|word| !matches!(*word, "" | "HELP" | "TYPE" | "UNIT")).map(str::to_owned)
     };
-    let is_known = |line: &&str| !name(line).is_some_and(|name| unknown.contains(&name.as_str()));
+    let is_known = |line: &&str| !name(line).is_some_and(|name| names.contains(&name.as_str()));
     let known: Vec<&str> = text.lines().filter(is_known).collect();
-    exposition(known.join("\n") + "\n")
+    known.join("\n") + "\n"
 }
 
 fn exposition(text: String) -> Response {
@@ -117,4 +131,23 @@ fn text(facts: &impl Serialize) -> String {
 
 fn json(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_vouches_for_is_not_exported() {
+        let written = Digest { placement_age_ms: Some(1), ..Digest::empty(1, 1) };
+        assert!(unknown(Some(&written)).is_empty());
+        assert_eq!(unknown(Some(&Digest::empty(1, 1))), [OPENSET_AGE]);
+        assert!(unknown(None).contains(&FLEET_CONNECTIONS) && unknown(None).contains(&OPENSET_AGE));
+    }
+
+    #[test]
+    fn a_metric_goes_with_all_its_lines() {
+        let text = "# HELP a_b Of.\n# TYPE a_b gauge\na_b{c=\"a\"} 1\na_b 2\n\n# TYPE a_b_c gauge\na_b_c 3\n";
+        assert_eq!(without(&["a_b"], text), "\n# TYPE a_b_c gauge\na_b_c 3\n");
+    }
 }

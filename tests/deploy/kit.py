@@ -17,7 +17,11 @@ TOOLS = ROOT / "tests" / ".tools"
 GATEWAY = pathlib.Path(os.environ.get("EVENKEEL_TEST_GATEWAY", ROOT / "target" / "ci" / "gateway"))
 LOADGEN = GATEWAY.with_name(GATEWAY.name.replace("gateway", "loadgen"))
 HELM = TOOLS / "bin" / "helm"
-KUSTOMIZE = TOOLS / "bin" / "kustomize"
+# The one before, where there is a package of it.
+HELM3 = TOOLS / "bin" / "helm3"
+# kubectl has kustomize in it; where there is none, kustomize was built.
+KUBECTL = TOOLS / "bin" / "kubectl"
+KUSTOMIZE = [KUBECTL, "kustomize"] if KUBECTL.exists() else [TOOLS / "bin" / "kustomize", "build"]
 NODE = TOOLS / "bin" / "node"
 
 # The versions of Kubernetes that manifests must be valid in: the oldest that they are for, one from between, and the newest
@@ -94,7 +98,7 @@ def load_all(text):
 def overlay(name):
     """The text that kustomize renders: `base`, `examples/NAME`, or a component by its name."""
     if name == "base" or name.startswith("examples/"):
-        return succeed(KUSTOMIZE, "build", DEPLOY / "kustomize" / name)
+        return succeed(*KUSTOMIZE, DEPLOY / "kustomize" / name)
     with tempfile.TemporaryDirectory(prefix="evenkeel-kustomize-") as directory:
         copy = pathlib.Path(directory) / "kustomize"
         shutil.copytree(DEPLOY / "kustomize", copy)
@@ -104,7 +108,7 @@ def overlay(name):
         (own / "kustomization.yaml").write_text(yaml.safe_dump({
             "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
             "resources": ["../base"], "components": components}), encoding="utf-8")
-        return succeed(KUSTOMIZE, "build", own)
+        return succeed(*KUSTOMIZE, own)
 
 
 def overlays():
@@ -126,15 +130,15 @@ CHART_VALUES = {
 
 
 @functools.cache
-def chart(name):
+def chart(name, program=HELM):
     """The text that Helm renders with the values of this name."""
-    return helm(*[word for value in CHART_VALUES[name] for word in ("--set", value)])
+    return helm(*[word for value in CHART_VALUES[name] for word in ("--set", value)], program=program)
 
 
-def helm(*arguments):
+def helm(*arguments, program=HELM):
     """The text that Helm renders with these arguments."""
     return succeed(
-        HELM, "template", "evenkeel", DEPLOY / "helm" / "evenkeel", "--namespace", "evenkeel",
+        program, "template", "evenkeel", DEPLOY / "helm" / "evenkeel", "--namespace", "evenkeel",
         "--kube-version", KUBERNETES[0], *arguments)
 
 

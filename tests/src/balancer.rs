@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::api::{Api, send};
 use crate::gateway::Gateway;
 use crate::until;
 
@@ -78,6 +79,15 @@ impl Balancer {
         let has_new = || self.workers().iter().any(|worker| !before.contains(worker));
         let taken_over = async || has_new() && !before.iter().any(|worker| is_accepting(worker));
         until("new workers in place of the old", taken_over).await;
+    }
+
+    /// What HAProxy's page of statistics says of a server, such as `UP` or `DRAIN`.
+    pub async fn status(&self, server: usize) -> String {
+        let page = Api::new(String::new(), "");
+        let text = send(page.get(&format!("http://127.0.0.1:{}/;csv", self.stats_port))).await.text;
+        let line = text.lines().find(|line| line.starts_with(&format!("gateways,gw{server},")));
+        // It is the 18th field.
+        line.and_then(|line| line.split(',').nth(17)).unwrap_or_default().to_owned()
     }
 
     /// Process ids of its workers, those that only keep their old connections included.

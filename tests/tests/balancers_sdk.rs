@@ -9,7 +9,7 @@ use tests::agent::Agent;
 use tests::balancer::{Balancer, Kind, Member, free_port};
 use tests::client::{Client, Closed};
 use tests::fleet::Fleet;
-use tests::gateway::{Builder, Gateway, config_with};
+use tests::gateway::{Builder, CONFIG, Gateway, config_with};
 use tests::load::Load;
 use tests::redis::{Server, VOLATILE};
 use tests::{until, within};
@@ -25,6 +25,41 @@ async fn haproxy_carries_clients_through_scale_out_reload_and_drain() {
 #[tokio::test]
 async fn nginx_carries_clients_through_scale_out_reload_and_drain() {
     carries(Kind::Nginx).await;
+}
+
+#[tokio::test]
+async fn haproxy_sends_nobody_to_a_node_whose_agent_says_that_it_is_full() {
+    const ROOM: usize = 2;
+    let agent_ports = [(); 2].map(|()| free_port());
+    let start = |agent_port: u16, most: usize| {
+        let limits = format!("\n[limits]\nmax_connections = {most}\n");
+        let placement = format!("[placement]\nagent_listen = \"127.0.0.1:{agent_port}\"\n");
+        Gateway::with(&(CONFIG.to_owned() + &limits + &placement)).start()
+    };
+    let nodes = [start(agent_ports[0], ROOM), start(agent_ports[1], 100)];
+    let member = |index: usize| Member { gateway: &nodes[index], agent_port: agent_ports[index] };
+    let balancer = Balancer::start(Kind::Haproxy, &[member(0), member(1)]).await;
+    let connect = async |name: String| {
+        let mut client = Client::open(&balancer.url()).await;
+        client.connect_as(&name).await;
+        client
+    };
+    let mut clients = Vec::new();
+    for index in 0..2 * ROOM {
+        clients.push(connect(format!("client-{index}")).await);
+    }
+    until("the full node to be out of turn", async || balancer.status(0).await.starts_with("DRAIN")).await;
+    assert_eq!(nodes[0].internal_status("/health/ready").await, 200, "its health check has nothing against it");
+    for index in 0..3 {
+        clients.push(connect(format!("later-{index}")).await);
+    }
+    let mut counts = Vec::new();
+    for node in &nodes {
+        counts.push(node.metric("gateway_connections ").await);
+    }
+    assert_eq!(counts, [Some(ROOM as f64), Some((ROOM + 3) as f64)]);
+    drop(clients);
+    until("the node with room to be in turn again", async || balancer.status(0).await.starts_with("UP")).await;
 }
 
 async fn carries(kind: Kind) {

@@ -151,6 +151,19 @@ async fn new_connections_go_to_the_emptiest_and_a_stale_write_is_made_again() {
         cluster.fleet[writer].metric("gateway_openset_size ").await >= Some(2.0)
     })
     .await;
+    // What alerts and dashboards are made of.
+    until("its age to be exported by all", async || {
+        let mut ages = Vec::new();
+        for gateway in cluster.fleet.nodes() {
+            ages.push(gateway.metric("gateway_openset_age_seconds ").await);
+        }
+        ages.iter().all(|age| age.is_some_and(|age| age < 15.0))
+    })
+    .await;
+    let could_be_open = cluster.fleet[writer].metric("gateway_openset_ready_nodes ").await;
+    assert!(could_be_open >= Some(GATEWAYS as f64), "{could_be_open:?}");
+    let failed = cluster.fleet[writer].metric("gateway_kubernetes_call_failures_total{reason=\"error\"}").await;
+    assert!(failed.is_some());
 
     // Somebody changes the slice between the look and the write of the writer.
     cluster.server.before_next("patch", "endpointslices", |server| {
@@ -186,6 +199,10 @@ async fn while_the_api_server_is_away_nodes_stay_ready_and_nothing_is_moved() {
         says += usize::from(gateway.metric(is_up).await == Some(0.0));
     }
     assert!(says > 0, "somebody has noticed");
+    until("the age that alerts are made of to grow", async || {
+        cluster.fleet[1].metric("gateway_openset_age_seconds ").await >= Some(30.0)
+    })
+    .await;
     let state = fleet_of(&cluster.fleet[1]).await;
     assert!(state["explanation"].as_str().is_some_and(|text| text.contains("open set")), "{state}");
     let moves = "gateway_moves_total{reason=\"level\"}";

@@ -1,8 +1,10 @@
 //! The scenarios of loadgen that break things, at small scale against real gateways: what they demand holds, and what they
 //! count is what happened.
 
+use std::fs::Permissions;
 use std::net::TcpListener;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -57,6 +59,16 @@ fn write_config(dir: &Path, redis: &str, drain: &str) -> String {
     format!("{} --config {}", program("gateway").display(), path.display())
 }
 
+/// A program that notes that it was started and becomes the gateway, as the next version would be another program; and the
+/// file with a line for each start.
+fn next_command(dir: &Path, gateway: &str) -> (String, PathBuf) {
+    let (script, starts) = (dir.join("next"), dir.join("starts"));
+    let text = format!("#!/bin/sh\necho $$ >>{}\nexec {gateway} \"$@\"\n", starts.display());
+    std::fs::write(&script, text).expect("the temporary directory is writable");
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("it is ours");
+    (script.display().to_string(), starts)
+}
+
 /// A port with enough free ones behind it for the listeners of so many nodes.
 fn base_port(nodes: u16) -> String {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
@@ -98,11 +110,15 @@ fn every_node_is_restarted_in_turn_and_nothing_is_lost() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let gateway = write_config(dir.path(), &redis.config(""), "grace_accept = \"500ms\"\nwindow = \"2s\"");
     let port = base_port(3);
-    let nodes = ["--gateway-cmd", &gateway, "--nodes", "3", "--base-port", &port];
+    let (next, starts) = next_command(dir.path(), &gateway);
+    let nodes = ["--gateway-cmd", &gateway, "--next-gateway-cmd", &next, "--nodes", "3", "--base-port", &port];
     let clients = ["-n", "120", "--channels", "10", "--presence-channels", "2", "--presence-subscribers", "10"];
     let more = ["--rate", "50", "--sdk", "js,go", "--steady", "1", "--pause", "1", "--linger", "1"];
     let result = assert_clean(loadgen("rolling", &[&nodes[..], &clients, &more].concat()));
     assert_eq!(result["restarts"].as_array().map(Vec::len), Some(3), "{result:#}");
+    let started = std::fs::read_to_string(starts).expect("what was started as the next");
+    assert_eq!(started.lines().count(), 3, "each node is restarted as the next: {started}");
+    assert_eq!((result["census"]["rounds"].as_u64(), result["census"]["wrong"].as_u64()), (Some(3), Some(0)));
     assert!(number(&result, "resumed") >= 120, "{result:#}");
     assert_eq!((number(&result, "other_closes"), number(&result, "not_recovered")), (0, 0), "{result:#}");
     assert!(number(&result, "joins") > 0, "without sessions presence follows connections: {result:#}");

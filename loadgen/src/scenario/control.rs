@@ -17,8 +17,10 @@ use crate::sys::{self, Signal};
 pub enum Control {
     /// Started by the scenario, and ended with it.
     Spawned {
-        /// Program and arguments.
+        /// Program, and the arguments that were given with it.
         command: Vec<String>,
+        /// Arguments after these.
+        more: Vec<String>,
         /// Environment added to the scenario's own.
         environment: Vec<(&'static str, String)>,
         /// The process, while there is one.
@@ -40,12 +42,16 @@ pub enum Control {
 impl Control {
     /// A command line, split at spaces, that is yet to be started.
     pub fn command(line: &str, more: Vec<String>, environment: Vec<(&'static str, String)>) -> Result<Self> {
-        let mut command: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        if command.is_empty() {
-            bail!("a command line is empty");
-        }
-        command.extend(more);
-        Ok(Self::Spawned { command, environment, server: None })
+        Ok(Self::Spawned { command: words(line)?, more, environment, server: None })
+    }
+
+    /// From its next start on it is this command line, with the same arguments after it.
+    pub fn change_command(&mut self, line: &str) -> Result<()> {
+        let Self::Spawned { command, .. } = self else {
+            bail!("only what the scenario starts can become another program")
+        };
+        *command = words(line)?;
+        Ok(())
     }
 
     /// The process id now.
@@ -70,9 +76,9 @@ impl Control {
     /// Starts it, for the first time or again.
     pub fn start(&mut self) -> Result<()> {
         match self {
-            Self::Spawned { command, environment, server } => {
+            Self::Spawned { command, more, environment, server } => {
                 let mut next = Command::new(&command[0]);
-                next.args(&command[1..]).envs(environment.iter().map(|(name, value)| (*name, value)));
+                next.args(&command[1..]).args(more).envs(environment.iter().map(|(name, value)| (*name, value)));
                 *server = Some(Server::spawn(next, None, false)?);
                 Ok(())
             }
@@ -116,6 +122,14 @@ impl Control {
     }
 }
 
+fn words(line: &str) -> Result<Vec<String>> {
+    let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    if words.is_empty() {
+        bail!("a command line is empty");
+    }
+    Ok(words)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +147,21 @@ mod tests {
         control.start().expect("starts again");
         assert_ne!(control.pid().expect("a process"), first);
         assert!(Control::command(" ", Vec::new(), Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_process_that_is_started_again_may_be_another_program() {
+        let status = |control: &mut Control| {
+            control.start().expect("starts");
+            let Control::Spawned { server: Some(server), .. } = control else { panic!("it was spawned") };
+            server.wait(PATIENCE).expect("ends").code()
+        };
+        let script = "exit 3".to_owned();
+        let mut control = Control::command("sh -c", vec![script], Vec::new()).expect("a command");
+        assert_eq!(status(&mut control), Some(3));
+        control.change_command("echo").expect("a command");
+        assert_eq!(status(&mut control), Some(0), "another program, with the arguments after it");
+        assert!(control.change_command(" ").is_err() && Control::Pid(1).change_command("true").is_err());
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! [`connect`], [`fanout`], [`limit`] and [`compare`] measure servers that nothing happens to. [`storm`], [`rolling`],
 //! [`outage`], [`resume`] and [`scaleout`] break or change things: [`population`] is who is connected, [`fleet`] the nodes,
-//! [`control`], [`health`] and [`cluster`] how they are ended and asked, [`course`] what such runs have in common.
+//! [`control`], [`health`], [`cluster`] and [`census`] how they are ended and asked, [`course`] what such runs have in common.
 
+pub mod census;
 pub mod cluster;
 pub mod compare;
 pub mod connect;

@@ -1,4 +1,5 @@
-//! `loadgen rolling`: every node is restarted in turn under load, in good order or by kill -9.
+//! `loadgen rolling`: every node is restarted in turn under load, in good order or by kill -9; perhaps as another version,
+//! and back.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
+use super::census::{Census, Counted};
 use super::course::{Check, Course, CourseFigures, Finished, check_rows, other_closes};
 use super::fanout::PublishingOptions;
 use super::fleet::{Fleet, FleetOptions};
@@ -36,6 +38,12 @@ pub struct RollingOptions {
     #[command(flatten)]
     /// Who publishes.
     pub publishing: PublishingOptions,
+    /// Command line that nodes are started with when they are restarted, in place of --gateway-cmd: another version of it
+    #[arg(long, value_name = "COMMAND", requires = "gateway_cmd")]
+    pub next_gateway_cmd: Option<String>,
+    /// Then restart every node once more, with --gateway-cmd again: a rollback
+    #[arg(long, requires = "next_gateway_cmd")]
+    pub back: bool,
     /// End nodes with SIGKILL instead of SIGTERM
     #[arg(long)]
     pub kill: bool,
@@ -62,11 +70,25 @@ pub struct RollingOptions {
     pub pace_within: f64,
 }
 
+/// What a node is restarted as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// What it was.
+    Same,
+    /// What `--next-gateway-cmd` starts.
+    Next,
+    /// What it was at first.
+    Back,
+}
+
 /// The restart of one node.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Restart {
     /// Index of the node.
     pub node: usize,
+    /// What it is restarted as.
+    pub step: Step,
     /// Connections that ended meanwhile.
     pub cut: u64,
     /// Seconds from the signal to the end of the process.
@@ -107,6 +129,8 @@ pub struct RollingResult {
     pub other_closes: u64,
     /// Presence of the clients that stayed away.
     pub departures: Departures,
+    /// What all nodes said of nodes, presence and subscribers, where they could be asked.
+    pub census: Option<Counted>,
     /// What was demanded.
     pub checks: Vec<Check>,
     /// What all such scenarios report.
@@ -135,25 +159,56 @@ pub fn run(options: &RollingOptions) -> Result<Report<RollingResult>> {
     let course = Course::begin(plan, fleet.health())?;
     course.run_for(Duration::from_secs_f64(options.steady));
     course.watch_presence();
+    // Where nodes are killed or clients stay away, presence has those who are gone until leases run out.
+    let census = Census::of(course.plan()).filter(|_| !options.kill && options.population.stay_away == 0.0);
+    let mut counted = census.as_ref().map(|_| Counted::default());
     let mut episodes = Vec::new();
-    for node in 0..fleet.nodes.len() {
-        let episode = restart(options, &course, &mut fleet, node);
-        episodes.push(episode.with_context(|| format!("the restart of node {node}"))?);
-        course.run_for(Duration::from_secs_f64(options.pause));
+    for step in options.steps() {
+        for node in 0..fleet.nodes.len() {
+            let episode = restart(options, &course, &mut fleet, node, step);
+            episodes.push(episode.with_context(|| format!("the restart of node {node}"))?);
+            if let (Some(census), Some(counted)) = (&census, &mut counted) {
+                census.take(Duration::from_secs_f64(options.patience), counted);
+            }
+            course.run_for(Duration::from_secs_f64(options.pause));
+        }
     }
     course.run_for(Duration::from_secs_f64(options.linger));
     let finished = course.finish()?;
-    let result = RollingResult::new(options, finished, episodes);
+    let result = RollingResult::new(options, finished, episodes, counted);
     Ok(Report::new("rolling", result.course.verdict(&result.checks), result))
 }
 
-fn restart(options: &RollingOptions, course: &Course, fleet: &mut Fleet, node: usize) -> Result<Episode> {
+impl RollingOptions {
+    /// As what all nodes are restarted, one round after the other.
+    fn steps(&self) -> Vec<Step> {
+        match (&self.next_gateway_cmd, self.back) {
+            (None, _) => vec![Step::Same],
+            (Some(_), false) => vec![Step::Next],
+            (Some(_), true) => vec![Step::Next, Step::Back],
+        }
+    }
+
+    /// The command line that this needs, if it is another one than before.
+    fn command_of(&self, step: Step) -> Option<&str> {
+        match step {
+            Step::Same => None,
+            Step::Next => self.next_gateway_cmd.as_deref(),
+            Step::Back => self.fleet.gateway_cmd.as_deref(),
+        }
+    }
+}
+
+fn restart(options: &RollingOptions, course: &Course, fleet: &mut Fleet, node: usize, step: Step) -> Result<Episode> {
     let (began, from_ns, cut_before) = (Instant::now(), sys::monotonic_ns(), course.totals().cut);
     let signal = if options.kill { Signal::Kill } else { Signal::Terminate };
     let target = &mut fleet.nodes[node];
     let control = target.control.as_mut().context("the node has no process")?;
     let exit_code = control.end(signal, Duration::from_secs_f64(options.ends_within))?;
     let end_seconds = began.elapsed().as_secs_f64();
+    if let Some(command) = options.command_of(step) {
+        control.change_command(command)?;
+    }
     let started = Instant::now();
     control.start()?;
     target.wait_until_ready()?;
@@ -162,6 +217,7 @@ fn restart(options: &RollingOptions, course: &Course, fleet: &mut Fleet, node: u
     let whole = course.wait(patience, |totals| course.is_whole(totals));
     let restart = Restart {
         node,
+        step,
         cut: course.totals().cut - cut_before,
         end_seconds,
         exit_code,
@@ -195,12 +251,17 @@ impl Restart {
              {reconnects_in_5s} reconnects in 5 s, {even_in_5s:.0} at an even pace",
             thousands(*cut)
         );
-        (format!("restart of node {}", self.node), text)
+        let name = match self.step {
+            Step::Same => format!("restart of node {}", self.node),
+            Step::Next => format!("node {} to the next", self.node),
+            Step::Back => format!("node {} back", self.node),
+        };
+        (name, text)
     }
 }
 
 impl RollingResult {
-    fn new(options: &RollingOptions, finished: Finished, episodes: Vec<Episode>) -> Self {
+    fn new(options: &RollingOptions, finished: Finished, episodes: Vec<Episode>, census: Option<Counted>) -> Self {
         let judged = |episode: Episode| {
             let buckets = finished.timeline().between(episode.from_ns, episode.to_ns);
             episode.restart.judge(buckets, options.drain_window)
@@ -217,8 +278,14 @@ impl RollingResult {
         }
         let course = finished.figures;
         let other_closes = other_closes(&course.cuts, GOING_AWAY);
-        let checks = checks(options, &restarts, other_closes, departures, &course);
-        Self { restarts, other_closes, departures, checks, course }
+        let mut checks = checks(options, &restarts, other_closes, departures, &course);
+        checks.extend(census.as_ref().map(|counted| Check {
+            name: "all nodes see everybody",
+            depends_on_time: false,
+            holds: counted.wrong == 0,
+            detail: counted.detail(),
+        }));
+        Self { restarts, other_closes, departures, census, checks, course }
     }
 }
 
@@ -294,12 +361,41 @@ impl Figures for RollingResult {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        options: RollingOptions,
+    }
+
+    fn parse(options: &[&str]) -> Option<RollingOptions> {
+        let parsed = Program::try_parse_from([&["loadgen"][..], options].concat());
+        parsed.ok().map(|program| program.options)
+    }
+
+    #[test]
+    fn nodes_become_another_version_and_again_the_first() {
+        let commands = |options: &[&str]| {
+            let options = parse(options).expect("valid");
+            let command = |step: Step| options.command_of(step).map(str::to_owned);
+            options.steps().into_iter().map(command).collect::<Vec<_>>()
+        };
+        let (first, next) = (["--gateway-cmd", "old"], ["--next-gateway-cmd", "new"]);
+        assert_eq!(commands(&first), [None]);
+        let [old, new] = ["old", "new"].map(|name| Some(name.to_owned()));
+        assert_eq!(commands(&[first, next].concat()), [new.clone()]);
+        assert_eq!(commands(&[&first[..], &next, &["--back"]].concat()), [new, old]);
+        assert!(parse(&next).is_none() && parse(&[&first[..], &["--back"]].concat()).is_none());
+    }
 
     #[test]
     fn reconnects_are_held_against_the_even_pace() {
         let restart = Restart {
             node: 0,
+            step: Step::Same,
             cut: 600,
             end_seconds: 30.0,
             exit_code: Some(0),
