@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::api::send;
-use tests::balancer::free_port;
 use tests::client::Client;
 use tests::fleet::{Fleet, node};
 use tests::gateway::Gateway;
 use tests::on_every_store;
+use tests::ports::free_port;
 use tests::store::Kind;
 use tests::{until, within};
 use tokio::io::AsyncReadExt;
