@@ -15,7 +15,6 @@ use backplane::{
     Backplane, BackplaneError, ChannelName, Delivery, HistoryOptions, NewPublication, PresenceEvent, PresenceStore,
     Previous, PublishOptions, StreamPosition,
 };
-use nix::sys::signal::Signal;
 use redis_server::cluster::Cluster;
 use redis_server::node::{Event, JUMPED, KEEP, Node, again, client, texts};
 use redis_server::run;
@@ -201,7 +200,7 @@ fn a_killed_master_is_replaced() {
 /// Its connections stay open, and it says nothing.
 #[test]
 fn a_silent_master_is_replaced() {
-    a_lost_master(|cluster| cluster.servers[0].signal(Signal::SIGSTOP));
+    a_lost_master(|cluster| cluster.servers[0].stop());
 }
 
 /// A slot moves there and back while its channel is in use: publishes wait or are tried again, nothing is lost.

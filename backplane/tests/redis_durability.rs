@@ -104,7 +104,7 @@ fn a_silent_replica_holds_acknowledgements_back() {
         let lax = Node::connect(&primary.config()).await;
         let names = channel("silent");
         let start = strict.publish(&names[0], "start").await;
-        replica.signal(Signal::SIGSTOP);
+        replica.stop();
         for n in 0..3 {
             // The same one, of which the second and third are repeats; others at the same time share its fate.
             let asked = Instant::now();

@@ -166,7 +166,7 @@ fn subscribe_waits_for_redis() {
         let (mut node, other) = (Node::connect(&config).await, Node::connect(&config).await);
         node.backplane.subscribe(&channel("first")).await.expect("subscribe");
         let names = channel("stopped");
-        server.signal(Signal::SIGSTOP);
+        server.stop();
         let mut subscribing = node.backplane.subscribe(&names);
         let early = tokio::time::timeout(Duration::from_millis(500), &mut subscribing).await;
         server.signal(Signal::SIGCONT);
@@ -196,7 +196,7 @@ fn a_silent_server_fails_calls_in_time_and_is_noticed() {
         node.backplane.subscribe(&names).await.expect("subscribe");
         let before = node.publish(&names[0], "before").await;
         assert_eq!(node.publication().await, "before");
-        server.signal(Signal::SIGSTOP);
+        server.stop();
         for round in 0..4 {
             let asked = Instant::now();
             let failed = node.try_publish(&names[0], "during").await;

@@ -189,7 +189,7 @@ fn a_crash_without_persistence() {
 fn silence() {
     let mut server = Server::start(VOLATILE);
     let restored = audit(&mut server, false, async |server, _| {
-        server.signal(Signal::SIGSTOP);
+        server.stop();
         // Longer than every time limit of a call and of a connection attempt together.
         tokio::time::sleep(Duration::from_secs(4)).await;
         server.signal(Signal::SIGCONT);

@@ -45,7 +45,7 @@ fn removals_during_an_outage_leave_no_ghosts() {
         for client in &clients {
             again(|| node.backplane.add_presence(&room, Arc::clone(client))).await;
         }
-        server.signal(Signal::SIGSTOP);
+        server.stop();
         let removals = clients[1..].iter().map(|client| node.backplane.remove_presence(&room, client.client));
         let failed = join_all(removals).await.into_iter().filter(Result::is_err).count();
         server.signal(Signal::SIGCONT);

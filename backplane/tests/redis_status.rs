@@ -124,7 +124,7 @@ fn calls_given_up_are_not_under_way() {
         let node = Node::connect(&RedisConfig { command_timeout, ..server.config() }).await;
         let names = channel("silent");
         let before = node.at_rest().await;
-        server.signal(Signal::SIGSTOP);
+        server.stop();
         let mut given_up = node.backplane.history(&names[0], HistoryQuery::position(), KEEP);
         let early = tokio::time::timeout(Duration::from_millis(50), &mut given_up).await;
         assert!(early.is_err(), "a stopped server has answered");
@@ -208,7 +208,7 @@ fn silence_shows_in_time() {
                 // Several looks at a living server.
                 tokio::time::sleep(4 * config.liveness_interval).await;
                 assert!(node.status().is_up, "{:?}", node.status());
-                server.signal(Signal::SIGSTOP);
+                server.stop();
                 let noticed = node.until("the silence shows", |status| !status.is_up).await;
                 let bound = config.liveness_interval + command_timeout + Duration::from_secs(1);
                 assert!(noticed < bound, "the silence showed after {noticed:?}");

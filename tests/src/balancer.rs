@@ -2,7 +2,6 @@
 //! addresses, paths and what a machine for tests is too small for are other ones.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::api::{Api, send};
 use crate::gateway::Gateway;
+use crate::ports::free_port;
 use crate::until;
 
 /// Which program.
@@ -193,10 +193,4 @@ fn is_accepting(worker: &str) -> bool {
 fn temporary_paths(directory: &str) -> String {
     let names = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     names.map(|name| format!("{name}_temp_path {directory}/{name};\n")).concat()
-}
-
-/// A loopback port that nobody listens on.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }

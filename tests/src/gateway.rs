@@ -10,16 +10,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::DEADLINE;
 use crate::api::{Api, send};
 use crate::client::Client;
 use crate::turn::Turn;
+use crate::{DEADLINE, process};
 
 /// The server API key of [`CONFIG`].
 pub const API_KEY: &str = "test-api-key-0123456789";
@@ -214,9 +214,10 @@ impl Gateway {
         self.exit_code().await;
     }
 
-    /// Stops the process until [`Gateway::resume`], as a machine does that hangs.
+    /// Stops the process until [`Gateway::resume`], as a machine does that hangs. Returns when it stands still.
     pub fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
+        let _living = self.living();
+        process::stop(self.pid);
     }
 
     /// The end of [`Gateway::freeze`].
@@ -253,9 +254,15 @@ impl Gateway {
     }
 
     fn signal(&self, signal: Signal) {
+        let _living = self.living();
+        process::signal(self.pid, signal);
+    }
+
+    /// The process, which is not waited for as long as this is held.
+    fn living(&self) -> MutexGuard<'_, Process> {
         let process = lock(&self.process);
         assert!(!process.reaped, "the gateway has ended already; its log:\n{}", self.log());
-        kill(self.pid, signal).expect("a child can be signalled");
+        process
     }
 }
 
@@ -302,7 +309,7 @@ impl Builder {
         let log = self.dir.path().join("log");
         self.command.stdout(Stdio::piped()).stderr(File::create(&log).expect("the temporary directory is writable"));
         let mut child = self.command.spawn().expect("the gateway program can be started");
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id fits"));
+        let pid = process::id(&child);
         let lines = read_lines(child.stdout.take().expect("standard output is a pipe"));
         let process = Arc::new(Mutex::new(Process { child, reaped: false }));
         let exit = watch_exit(Arc::clone(&process), pid);

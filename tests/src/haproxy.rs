@@ -3,12 +3,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
 use crate::api::Api;
+use crate::ports::free_port;
 use crate::until;
 
 /// Where Debian has it: not on the path of every user.
@@ -26,9 +26,7 @@ pub struct Place {
 impl Place {
     /// So many places with ports that are free now.
     pub fn free(count: usize) -> Vec<Self> {
-        let mut ports = free_ports(2 * count).into_iter();
-        let mut next = || ports.next().expect("as many as were asked for");
-        (0..count).map(|_| Self { public: next(), agent: next() }).collect()
+        (0..count).map(|_| Self { public: free_port(), agent: free_port() }).collect()
     }
 }
 
@@ -48,8 +46,7 @@ impl Haproxy {
     /// When it cannot be started.
     pub fn start(nodes: &[Place]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let ports = free_ports(2);
-        let (port, stats) = (ports[0], ports[1]);
+        let (port, stats) = (free_port(), free_port());
         let config = dir.path().join("haproxy.cfg");
         fs::write(&config, configuration(port, stats, nodes)).expect("the temporary directory is writable");
         let process = Command::new(PROGRAM)
@@ -111,12 +108,4 @@ fn configuration(port: u16, stats: u16, nodes: &[Place]) -> String {
         let _ = writeln!(config, "    server n{number} 127.0.0.1:{public} agent-addr 127.0.0.1 agent-port {agent}");
     }
     config
-}
-
-/// Ports that nobody has now. They are taken soon after, and the kernel gives out others first.
-fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    let port = |listener: &TcpListener| listener.local_addr().expect("a bound socket has an address").port();
-    listeners.iter().map(port).collect()
 }

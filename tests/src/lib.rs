@@ -1,6 +1,6 @@
 //! The harness of the black-box tests: real gateway processes, spoken to over their sockets only.
 //!
-//! Reading order: [`gateway`] starts and stops a process, [`client`] is a WebSocket client that shows every message,
+//! Reading order: [`gateway`] starts and stops a process (`process` has the signals, [`ports`] the ports), [`client`] is a WebSocket client that shows every message,
 //! [`frames`] and [`wire`] build what a well-behaved client never sends, [`http`] and [`api`] are the HTTP side,
 //! [`tokens`] signs JWTs, [`backend`] is the application that event proxies ask, [`bystander`] is the connection that must notice nothing, [`script`] runs the SDK scenarios.
 //!
@@ -27,6 +27,8 @@ pub mod haproxy;
 pub mod http;
 pub mod load;
 pub mod nats;
+pub mod ports;
+mod process;
 pub mod redis;
 pub mod script;
 pub mod store;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::agent::Agent;
-use tests::balancer::{Balancer, Kind, Member, free_port};
+use tests::balancer::{Balancer, Kind, Member};
 use tests::client::{Client, Closed};
 use tests::fleet::Fleet;
 use tests::gateway::{Builder, CONFIG, Gateway, config_with};
 use tests::load::Load;
+use tests::ports::free_port;
 use tests::redis::{Server, VOLATILE};
 use tests::{until, within};
 

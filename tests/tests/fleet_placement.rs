@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::api::send;
-use tests::balancer::free_port;
 use tests::client::Client;
 use tests::fleet::{Fleet, node};
 use tests::gateway::Gateway;
 use tests::on_every_store;
+use tests::ports::free_port;
 use tests::store::Kind;
 use tests::{until, within};
 use tokio::io::AsyncReadExt;
@@ -23,11 +23,16 @@ pause_hold = \"1s\"
 [rebalance]
 min_age = \"1s\"
 rate = 50
-spread = \"2s\"
+spread = \"3s\"
 budget = \"10%\"
 ";
 
 const CLIENTS: usize = 120;
+
+/// How full the fullest node may stay, in comparison with the mean. It stops at 1.05 by the digest, whose reports are not of
+/// the same moment: whoever moves in between is counted on both nodes, which matters for so few connections and such a
+/// hurry. What is below 1.10 is not moved once it has stopped.
+const LEVEL: f64 = 1.1;
 
 /// Nothing moves until clients that came in numbers are forgotten, or moved ones are back, which takes longer than other
 /// deadlines of tests.
@@ -129,7 +134,7 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
             }
             let state = cluster(&second).await;
             let is_level = |state: &Value| {
-                state["connections"] == CLIENTS && state["ready"] == 2 && state["imbalance"].as_f64() <= Some(1.06)
+                state["connections"] == CLIENTS && state["ready"] == 2 && state["imbalance"].as_f64() <= Some(LEVEL)
             };
             if state.as_ref().is_some_and(is_level) {
                 return;

@@ -152,11 +152,7 @@ impl Server {
 
     /// Stops the process, and returns when it stands still.
     pub fn stop(&self) {
-        self.signal(Signal::SIGSTOP);
-        let status = format!("/proc/{}/status", self.pid());
-        eventually("the server stands still", || {
-            std::fs::read_to_string(&status).is_ok_and(|status| status.contains("State:\tT"))
-        });
+        servers::stop(self.pid());
     }
 
     /// What is on disk now, as a snapshot of the volume has it: the process stands still meanwhile and goes on.

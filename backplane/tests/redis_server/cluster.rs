@@ -54,7 +54,11 @@ impl Cluster {
             self.servers.iter().all(|server| server.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
                 && self.servers.iter().all(|server| {
                     let replication = server.ask(&["INFO", "replication"]);
-                    replication.contains("role:master") || replication.contains("master_link_status:up")
+                    let mut replicas =
+                        replication.lines().filter(|line| line.starts_with("slave") && line.contains(":ip="));
+                    let is_fed = |line: &str| line.contains("state=online");
+                    (replication.contains("role:master") && replicas.all(is_fed))
+                        || replication.contains("master_link_status:up")
                 })
                 && self.servers[MASTERS..].iter().all(|server| server.ask(&["ROLE"]).starts_with("slave"))
         });

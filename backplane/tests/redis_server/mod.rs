@@ -116,6 +116,11 @@ impl Server {
         servers::signal(self.process.id(), signal);
     }
 
+    /// Stops the process, and returns when it stands still.
+    pub fn stop(&self) {
+        servers::stop(self.pid());
+    }
+
     /// Runs a command as administrator and returns the first line of the answer.
     pub fn admin(&self, command: &str) -> String {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("the server is running");

@@ -1,5 +1,5 @@
-//! What tests with real server processes have in common: free ports, waiting, certificates ([`authority`]), a connection
-//! that can be cut ([`link`]), and a node that records what it is told ([`node`]).
+//! What tests with real server processes have in common: free ports, waiting, signals, certificates ([`authority`]), a
+//! connection that can be cut ([`link`]), and a node that records what it is told ([`node`]).
 
 // Each test target uses a part of this.
 #![allow(dead_code)]
@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use rand::Rng;
 
@@ -35,8 +36,19 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Signals a process that the test has started.
 pub fn signal(pid: u32, signal: Signal) {
-    let pid = i32::try_from(pid).expect("a process id");
-    kill(Pid::from_raw(pid), signal).expect("the server is running");
+    kill(process(pid), signal).expect("the server is running");
+}
+
+/// Stops a process that the test has started, and returns when all of it stands still: `kill` returns when the signal is
+/// on its way, and each thread stops by itself. The last of them has the parent told.
+pub fn stop(pid: u32) {
+    signal(pid, Signal::SIGSTOP);
+    let told = waitid(Id::Pid(process(pid)), WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+    assert!(matches!(told, Ok(WaitStatus::Stopped(..))), "the server does not stand still: {told:?}");
+}
+
+fn process(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).expect("a process id"))
 }
 
 /// A runtime for one test.

@@ -1,7 +1,8 @@
 //! Three servers in a cluster, with every stream on all of them.
 
-use super::server::{Server, Storage, free_port};
+use super::server::{Server, Storage};
 use super::{Version, section};
+use crate::ports::free_port;
 
 /// The servers.
 pub struct Cluster {

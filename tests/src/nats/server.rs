@@ -2,19 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::{PASSWORD, USER, Version, section};
-use crate::DEADLINE;
+use crate::ports::free_port;
 use crate::turn::Turn;
+use crate::{DEADLINE, process};
 
 /// Where streams are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,14 +111,14 @@ impl Server {
         self.process = started.unwrap_or_else(|| panic!("nats-server does not start again\n{}", self.log()));
     }
 
-    /// Stops the process until [`Server::resume`], as a machine does that hangs.
+    /// Stops the process until [`Server::resume`], as a machine does that hangs. Returns when it stands still.
     pub fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
+        process::stop(process::id(&self.process));
     }
 
     /// The end of [`Server::freeze`].
     pub fn resume(&self) {
-        self.signal(Signal::SIGCONT);
+        process::signal(process::id(&self.process), Signal::SIGCONT);
     }
 
     /// Keeps a copy of the data as it is on disk now. The process should have ended.
@@ -149,11 +149,6 @@ impl Server {
     pub(super) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.process.id()).expect("a process id fits");
-        kill(Pid::from_raw(pid), signal).expect("a child that was not waited for can be signalled");
-    }
 }
 
 impl Drop for Server {
@@ -166,15 +161,6 @@ impl Drop for Server {
             eprintln!("---- end of the log of the NATS on {} ----\n{end}\n----", self.port);
         }
     }
-}
-
-/// A port below those which the operating system gives to outgoing connections, so that it is free again after a crash.
-pub(super) fn free_port() -> u16 {
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    let start = u16::try_from(std::process::id() % 20_000).expect("a small number") + 10_000;
-    let spread = || u16::try_from(Instant::now().elapsed().subsec_nanos() % 1_000).expect("a small number");
-    let ports = (0..2_000_u16).map(|step| 10_000 + (start + 7 * step + spread()) % 20_000);
-    ports.into_iter().find(is_free).expect("a free port")
 }
 
 fn copy_directory(from: &Path, to: &Path) {

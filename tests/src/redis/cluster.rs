@@ -3,8 +3,9 @@
 use backplane::redis::keys::Keys;
 
 use super::sentinel::{cut, is_in_step};
-use super::server::{Server, free_port};
+use super::server::Server;
 use super::{PREFIX, VOLATILE, section};
+use crate::ports::free_port;
 use crate::until;
 
 const SLOTS: usize = 16_384;

@@ -2,22 +2,21 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use backplane::redis::acl_line;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::resp::Admin;
 use super::{PASSWORD, PREFIX, USER, section};
-use crate::DEADLINE;
+use crate::ports::free_port;
 use crate::turn::Turn;
+use crate::{DEADLINE, process};
 
 /// Nothing is written to disk.
 pub const VOLATILE: &[&str] = &["--save", "", "--appendonly", "no"];
@@ -111,14 +110,14 @@ impl Server {
         self.process = started.unwrap_or_else(|| panic!("redis-server does not start again\n{}", said(&self.log)));
     }
 
-    /// Stops the process until [`Server::resume`], as a machine does that hangs.
+    /// Stops the process until [`Server::resume`], as a machine does that hangs. Returns when it stands still.
     pub fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
+        process::stop(process::id(&self.process));
     }
 
     /// The end of [`Server::freeze`].
     pub fn resume(&self) {
-        self.signal(Signal::SIGCONT);
+        process::signal(process::id(&self.process), Signal::SIGCONT);
     }
 
     /// Runs a command as administrator.
@@ -146,11 +145,6 @@ impl Server {
         let value = lines.filter_map(|line| line.split_once(':')).find(|(name, _)| *name == field);
         value.unwrap_or_else(|| panic!("INFO {part} has no {field}: {text}")).1.to_owned()
     }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.process.id()).expect("a process id fits");
-        kill(Pid::from_raw(pid), signal).expect("a child that was not waited for can be signalled");
-    }
 }
 
 impl Drop for Server {
@@ -163,12 +157,6 @@ impl Drop for Server {
             eprintln!("---- end of the log of the Redis on {} ----\n{end}\n----", self.port);
         }
     }
-}
-
-/// A loopback port that nobody listens on.
-pub(super) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }
 
 fn said(log: &Log) -> String {
