@@ -77,16 +77,16 @@ fn nothing_is_moved_when_nobody_has_room() {
 fn a_node_that_is_silent_accepts_nothing_and_keeps_its_connections() {
     let mut peers = fleet(&[500, 100, 100]);
     for peer in &mut peers {
-        (peer.report.accepts, peer.report.spare_accepts) = (3.0, Some(50.0));
+        (peer.report.accepts, peer.report.spare_accepts) = (1.0, Some(50.0));
     }
     peers[1].age = Duration::from_secs(5);
     let seen = |peers: &[Peer]| {
         let digest = digest(peers);
         (digest.connections, digest.ready, digest.arrivals, digest.spare, digest.pauses)
     };
-    assert_eq!(seen(&peers), (700, 3, 9.0, Some(150.0), vec![]));
+    assert_eq!(seen(&peers), (700, 3, 3.0, Some(150.0), vec![]));
     peers[1].age = Duration::from_millis(5001);
-    assert_eq!(seen(&peers), (700, 3, 6.0, Some(100.0), vec![]));
+    assert_eq!(seen(&peers), (700, 3, 2.0, Some(100.0), vec![]));
     // It is not known of any node with few that it could take them.
     peers[2].age = Duration::from_secs(9);
     assert_eq!(seen(&peers).4, [Pause::NoRoom]);

@@ -347,7 +347,7 @@ impl<'a> World<'a> {
     fn is_bound(&mut self, client: &Moved) -> bool {
         let Scenario { bound, bound_until, .. } = *self.scenario;
         bound > 0.0
-            && self.second < WARM_UP_S + bound_until
+            && self.second < bound_until.saturating_add(WARM_UP_S)
             && self.nodes[client.slot].generation == client.generation
             && self.is_ready(client.slot)
             && self.chance.unit() < bound
