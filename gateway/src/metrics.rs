@@ -92,6 +92,8 @@ pub const CLUSTER_NODES: &str = "gateway_cluster_nodes";
 pub const IMBALANCE: &str = "gateway_cluster_imbalance_ratio";
 /// Connections closed with 3011 in order to move them, by `reason`: `level`, `retire` or `max_age`.
 pub const MOVES: &str = "gateway_moves_total";
+/// Connections closed in order to move them whose clients came back to this node within ten seconds.
+pub const MOVES_RETURNED: &str = "gateway_moves_returned_total";
 /// Connections per second that this node moves now, in order to level.
 pub const MOVE_RATE: &str = "gateway_move_rate";
 /// Whether this node writes the open set of Kubernetes.
@@ -227,6 +229,7 @@ fn describe() {
     describe_gauge!(CLUSTER_NODES, "Nodes by state; absent when unknown.");
     describe_gauge!(IMBALANCE, "The fullest node in comparison with the mean; absent when unknown.");
     describe_counter!(MOVES, "Connections closed in order to move them, by reason.");
+    describe_counter!(MOVES_RETURNED, "Moved connections whose clients came back to this node.");
     describe_gauge!(MOVE_RATE, "Connections per second that this node moves now.");
     describe_gauge!(OPENSET_WRITER, "1 while this node writes the open set.");
     describe_gauge!(OPENSET_SIZE, "Nodes that this one has opened for new connections, while it writes the open set.");

@@ -59,7 +59,12 @@ impl Index<usize> for Fleet {
     }
 }
 
-/// A gateway that is yet to be started. What a fault makes clients miss fits into one recovery.
+/// A gateway that is yet to be started.
 pub fn node(way: &str) -> Builder {
-    Gateway::with(&(config_with("client", "recovery_limit = 5000\nhistory_limit = 5000") + way))
+    Gateway::with(&config_of(way))
+}
+
+/// The configuration of such a gateway. What a fault makes clients miss fits into one recovery.
+pub fn config_of(way: &str) -> String {
+    config_with("client", "recovery_limit = 5000\nhistory_limit = 5000") + way
 }

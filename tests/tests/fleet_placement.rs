@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tests::api::send;
 use tests::client::Client;
-use tests::fleet::{Fleet, node};
-use tests::gateway::Gateway;
+use tests::fleet::{Fleet, config_of, node};
+use tests::gateway::{Gateway, run_to_end};
 use tests::on_every_store;
 use tests::ports::free_port;
 use tests::store::Kind;
@@ -42,6 +42,12 @@ const PATIENCE: Duration = Duration::from_secs(180);
 async fn cluster(node: &Gateway) -> Option<Value> {
     let answer = send(node.api().get(&format!("{}/v1/cluster", node.internal_http()))).await;
     (answer.status == 200).then(|| answer.json())
+}
+
+/// Connections moved per second by all nodes.
+fn moved_per_second(state: &Value) -> f64 {
+    let nodes = state["nodes"].as_array().into_iter().flatten();
+    nodes.map(|node| node["moved"].as_f64().expect("a rate")).sum()
 }
 
 async fn rebalancing(node: &Gateway) -> String {
@@ -124,6 +130,7 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
             moved += 1;
         }
     };
+    let mut most: f64 = 0.0;
     // One publication between two looks at the fleet, while connections move.
     let level = async {
         loop {
@@ -133,6 +140,7 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
                 note(told);
             }
             let state = cluster(&second).await;
+            most = most.max(state.as_ref().map_or(0.0, moved_per_second));
             let is_level = |state: &Value| {
                 state["connections"] == CLIENTS && state["ready"] == 2 && state["imbalance"].as_f64() <= Some(LEVEL)
             };
@@ -143,6 +151,8 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
         }
     };
     tokio::time::timeout(PATIENCE, level).await.expect("level in the end");
+    // A tenth of all per second is the budget, which is less than half of what the rate and the spread would allow.
+    assert!((1.0..=18.0).contains(&most), "{most} connections were moved in one second");
     // Everybody has received everything, in order, and nobody was moved more than needed.
     let all: Vec<u64> = (1..=published).collect();
     let complete = async {
@@ -192,10 +202,66 @@ async fn connections_that_cannot_recover_stay_and_that_is_said() {
     assert!(state["imbalance"].as_f64() > Some(1.5), "{state}");
     assert!(state["explanation"].as_str().is_some_and(|text| text.contains("the fullest node has")), "{state}");
     assert_eq!(state["nodes"].as_array().map(Vec::len), Some(2));
-    assert_eq!(fleet[0].metric("gateway_moves_total{reason=\"level\"}").await, Some(0.0));
+    let moves = async || fleet[0].metric("gateway_moves_total{reason=\"level\"}").await;
+    assert_eq!(moves().await, Some(0.0));
     for client in &mut clients {
         client.ping().await;
     }
+
+    // Those that may lose something may be moved now, but not while they are young.
+    let allow = |min_age: &str| {
+        let quick = QUICK.replace("min_age = \"1s\"", &format!("min_age = \"{min_age}\"\nrecoverable_only = false"));
+        for node in fleet.nodes() {
+            node.rewrite_config(&config_of(&(store.config("") + &quick)));
+            node.hang_up();
+        }
+    };
+    allow("1h");
+    let sequence = async || cluster(&fleet[1]).await.and_then(|state| state["sequence"].as_u64());
+    let before = sequence().await.expect("a digest came");
+    until("some more digests", async || sequence().await >= Some(before + 6)).await;
+    assert_eq!(moves().await, Some(0.0));
+    allow("1s");
+    until("connections to be moved", async || moves().await > Some(0.0)).await;
+}
+
+/// What an affinity cookie or a hash of addresses in front does: whoever is told to go comes back to the same node.
+#[tokio::test]
+async fn clients_that_come_back_to_their_node_are_not_moved_for_ever() {
+    let store = Kind::Redis.volatile();
+    let fleet = Fleet::start(&(store.config("") + QUICK), 2).await;
+    let urls = [fleet[0].url().to_owned(), fleet[0].url().to_owned()];
+    let (sender, _told) = mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    for user in 0..CLIENTS {
+        tasks.spawn(wander(urls.clone(), user, "ledger:all", sender.clone()));
+    }
+    let why = "moved connections came back to the node that they had left";
+    let said = async {
+        while !rebalancing(&fleet[0]).await.contains(why) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, said).await.expect("the node says why it moves nobody any more");
+    let returned = fleet[0].metric("gateway_moves_returned_total ").await;
+    assert!(returned >= Some(40.0), "{returned:?}: most of a batch");
+    assert_eq!(fleet[1].metric("gateway_moves_returned_total ").await, Some(0.0));
+    let moves = async || fleet[0].metric("gateway_moves_total{reason=\"level\"}").await.expect("exported");
+    let moved = moves().await;
+    let state = cluster(&fleet[1]).await.expect("a digest came");
+    assert!(state["pauses"].as_array().is_some_and(|pauses| pauses.contains(&json!("returning"))), "{state}");
+    assert!(state["explanation"].as_str().is_some_and(|text| text.contains(why)), "{state}");
+    let top = run_to_end(&["top", "--once", "--url", fleet[1].internal_http()]);
+    let shown = String::from_utf8_lossy(&top.stdout).into_owned();
+    assert!(shown.contains("moved connections came back"), "{shown}");
+    assert!(fleet.nodes().iter().any(|node| node.log().contains(why)));
+    // And that is how it stays.
+    let sequence = state["sequence"].as_u64().expect("a number");
+    until("some more digests", async || {
+        cluster(&fleet[1]).await.is_some_and(|state| state["sequence"].as_u64() >= Some(sequence + 8))
+    })
+    .await;
+    assert_eq!(moves().await, moved);
 }
 
 #[tokio::test]
@@ -256,26 +322,34 @@ async fn the_agent_check_says_whether_a_node_wants_connections() {
 
 #[tokio::test]
 async fn the_emptiest_node_is_emptied_before_the_fleet_shrinks() {
+    const RETIRING: u64 = 60;
     let store = Kind::Redis.volatile();
-    let shrink = "[scale_down]\ntarget = 1000\nnodes_min = 1\nhold = \"2s\"\n[placement]\npause_hold = \"1s\"\n";
+    let shrink = "[scale_down]\ntarget = 1000\nnodes_min = 1\nhold = \"8s\"\n[placement]\npause_hold = \"1s\"\n\
+                  [rebalance]\nmin_age = \"1s\"\n";
     let fleet = Fleet::start(&(store.config("") + shrink), 2).await;
-    let mut clients = vec![fleet[1].connect("b").await];
-    for user in 0..3 {
-        clients.push(fleet[0].connect(&format!("user-{user}")).await);
+    let mut clients = Vec::new();
+    for user in 0..RETIRING {
+        clients.push(fleet[1].connect(&format!("b-{user}")).await);
     }
-    let states = async || {
-        let state = cluster(&fleet[0]).await?;
-        let nodes = state["nodes"].as_array()?.iter();
-        Some(
-            nodes
-                .map(|node| (node["connections"].as_u64(), node["state"].as_str().map(str::to_owned)))
-                .collect::<Vec<_>>(),
-        )
-    };
+    for user in 0..RETIRING + 2 {
+        clients.push(fleet[0].connect(&format!("a-{user}")).await);
+    }
     until("the emptier node to retire", async || {
-        let mut states = states().await.unwrap_or_default();
-        states.sort();
-        states == [(Some(1), Some("retiring".to_owned())), (Some(3), Some("ready".to_owned()))]
+        let state = cluster(&fleet[0]).await.unwrap_or_default();
+        let of = |wanted: &str| {
+            let node = state["nodes"].as_array()?.iter().find(|node| node["state"] == wanted)?;
+            node["connections"].as_u64()
+        };
+        of("retiring").is_some_and(|connections| connections <= RETIRING) && of("ready") == Some(RETIRING + 2)
     })
     .await;
+    let moves = async |node: usize| fleet[node].metric("gateway_moves_total{reason=\"retire\"}").await;
+    // Over ten minutes; the first one goes within ten seconds, once clients that have just come are forgotten.
+    let emptying = async {
+        while moves(1).await == Some(0.0) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, emptying).await.expect("the emptier node empties itself");
+    assert_eq!(moves(0).await, Some(0.0));
 }

@@ -37,6 +37,10 @@ pub struct OpenSet {
     /// The number of that digest in the term. Only a decision from a newer digest counts, and keeps the set alive: sending
     /// one again does not.
     pub sequence: u64,
+    /// The term of the lease in which this node decided it, as [`State::Writer`] told; it counts in no other. A node that was
+    /// the writer, then another one was, and is the writer again, must not write what it decided before. `None`: it counts
+    /// in every term.
+    pub lease: Option<u32>,
     /// The names of the pods.
     pub pods: BTreeSet<String>,
 }
@@ -112,6 +116,11 @@ impl Inputs {
     /// The agent must let go.
     pub(crate) fn must_rest(&self) -> bool {
         self.is_stopping || self.role == Role::Bystander
+    }
+
+    /// The decision, if it counts in this term of the lease.
+    pub(crate) fn decision_in(&self, term: u32) -> Option<&Decision> {
+        self.decision.as_ref().filter(|decision| decision.set.lease.is_none_or(|lease| lease == term))
     }
 }
 

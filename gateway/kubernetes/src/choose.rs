@@ -9,7 +9,7 @@ use crate::pods::Pods;
 /// What the choice is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
-    /// The newest decision.
+    /// The newest decision that counts in this term of the lease.
     pub decision: Option<&'a OpenSet>,
     /// Since when nothing newer was decided: the age of the decision, or of this node's being the slice writer.
     pub silence: Duration,
@@ -97,7 +97,7 @@ mod tests {
             published in btree_set("uid-[a-h]", 0..6),
             silence in 0_u64..30,
         ) {
-            let decision = open.map(|pods| OpenSet { term: 1, sequence: 1, pods });
+            let decision = open.map(|pods| OpenSet { term: 1, sequence: 1, lease: None, pods });
             let choice = choose(Question {
                 decision: decision.as_ref(),
                 silence: Duration::from_secs(silence),
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(ask(0, None, &published), Choice::Inherited(BTreeSet::from(["uid-a".to_owned()])));
         assert_eq!(ask(0, None, &BTreeSet::new()), Choice::Everyone(all.clone()), "the first writer ever");
         assert_eq!(ask(16, None, &published), Choice::Everyone(all.clone()));
-        let open = OpenSet { term: 1, sequence: 1, pods: BTreeSet::from(["b".to_owned()]) };
+        let open = OpenSet { term: 1, sequence: 1, lease: None, pods: BTreeSet::from(["b".to_owned()]) };
         assert_eq!(ask(15, Some(&open), &published), Choice::Decided(BTreeSet::from(["uid-b".to_owned()])));
         assert_eq!(ask(16, Some(&open), &published), Choice::Everyone(all));
     }

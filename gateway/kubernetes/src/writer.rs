@@ -196,6 +196,7 @@ impl Writer {
             if tenure.term != progress.term {
                 // The same holder under a higher term: everything is written anew, as by another one.
                 progress.term = tenure.term;
+                progress.began = Instant::now();
                 progress.open = None;
             }
             let known = seen.borrow_and_update().clone();
@@ -238,7 +239,8 @@ impl Writer {
         let is_changed = is_changed || self.has_marks_to_write(inputs, pods);
         let pause = if is_changed { self.settings.pass_every } else { self.settings.confirm_every };
         // When nobody decides any more, that is noticed on time.
-        let stale = inputs.decision.as_ref().map_or(progress.began, |decision| decision.at) + self.settings.stale_after;
+        let decision = inputs.decision_in(progress.term);
+        let stale = decision.map_or(progress.began, |decision| decision.at) + self.settings.stale_after;
         let mut due = last + pause;
         if stale > last && stale < due {
             due = stale + Duration::from_millis(1);
@@ -247,9 +249,10 @@ impl Writer {
     }
 
     fn choice(&self, progress: &Progress, inputs: &Inputs, pods: &Pods, published: &BTreeSet<String>) -> Choice {
-        let since = inputs.decision.as_ref().map_or(progress.began, |decision| decision.at);
+        let decision = inputs.decision_in(progress.term);
+        let since = decision.map_or(progress.began, |decision| decision.at);
         (self.settings.choose)(Question {
-            decision: inputs.decision.as_ref().map(|decision| decision.set.as_ref()),
+            decision: decision.map(|decision| decision.set.as_ref()),
             silence: since.elapsed(),
             stale_after: self.settings.stale_after,
             pods,

@@ -5,7 +5,7 @@ mod cluster;
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, DEADLINE, HERE, names, open, sees};
-use kubernetes::{Outlook, Role, State};
+use kubernetes::{OpenSet, Outlook, Role, State};
 use serde_json::json;
 
 #[tokio::test]
@@ -130,6 +130,34 @@ async fn a_writer_that_was_overtaken_without_knowing_is_refused_and_steps_down()
     sees(&agent, "that the other is gone", Outlook::is_writer).await;
     cluster.until_published(&names([2])).await;
     assert!(cluster.term() > Some(40));
+}
+
+#[tokio::test]
+async fn what_was_decided_in_a_former_term_is_not_written_in_a_later_one() {
+    let cluster = Cluster::start().await;
+    cluster.add_pods(0..4);
+    let term_of = |seen: &Outlook| match seen.state {
+        State::Writer { term } => Some(term),
+        _ => None,
+    };
+    let agent = cluster.candidate("a");
+    let lease = term_of(&sees(&agent, "that it writes", Outlook::is_writer).await);
+    agent.decide(OpenSet { lease, ..open(1, [1]) });
+    cluster.until_published(&names([1])).await;
+    // Another one writes for a while.
+    agent.set_role(Role::Bystander);
+    let other = cluster.candidate("b");
+    other.decide(open(2, [2]));
+    cluster.until_published(&names([2])).await;
+    agent.set_role(Role::Candidate);
+    sees(&agent, "that another one writes", |seen| seen.state == State::Standby).await;
+    other.shutdown().await;
+    let is_back = |seen: &Outlook| term_of(seen) > lease && !seen.open.is_empty() && seen.decision.is_none();
+    let seen = sees(&agent, "what is published", is_back).await;
+    assert_eq!(*seen.open, std::collections::BTreeSet::from([cluster.uid(2)]));
+    assert_eq!(cluster.published(), names([2]), "what it decided before the other one counts no more");
+    agent.decide(OpenSet { lease: term_of(&seen), ..open(3, [3]) });
+    cluster.until_published(&names([3])).await;
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use crate::level::Vessel;
 use crate::open_set::OpenSetSettings;
 use crate::rate::Smoothed;
 use crate::report::{Peer, tidy_rate};
+use crate::returning::{Fates, Returning, ReturningSettings};
 use crate::rollout::{Rollout, newest};
 use crate::scale_down::{ScaleDown, ScaleDownSettings};
 use crate::shed::ShedSettings;
@@ -22,8 +23,13 @@ pub struct CoordinatorSettings {
     pub rollout_quiet: Duration,
     /// Fewer accepts per second than this, by all nodes together, are no capacity.
     pub spare_least: f64,
+    /// From an older report nothing is taken that changes from second to second: rates, free accept capacity and room. The
+    /// connections of a node that is silent count until its report is withdrawn, since it may have them still.
+    pub report_current: Duration,
     /// The circuit breaker.
     pub breaker: BreakerSettings,
+    /// The judgement of moves that changed nothing.
+    pub returning: ReturningSettings,
     /// The choice of nodes that go first.
     pub scale_down: ScaleDownSettings,
     /// How nodes move connections; the coordinator needs it for the budget.
@@ -38,7 +44,9 @@ impl Default for CoordinatorSettings {
             smoothing: 0.2,
             rollout_quiet: Duration::from_secs(600),
             spare_least: 1.0,
+            report_current: Duration::from_secs(5),
             breaker: BreakerSettings::default(),
+            returning: ReturningSettings::default(),
             scale_down: ScaleDownSettings::default(),
             shed: ShedSettings::default(),
             open_set: OpenSetSettings::default(),
@@ -57,6 +65,7 @@ pub struct Coordinator {
     moved: Smoothed,
     rollout: Rollout,
     breaker: Breaker,
+    returning: Returning,
     scale_down: ScaleDown,
     /// When the open set was last known to be written.
     placed_at: Option<Instant>,
@@ -70,19 +79,24 @@ struct Sums {
     ready: u64,
     draining: u64,
     starting: u64,
+    emptying: u64,
     /// Of the nodes that stay.
     weight: f64,
     accepts: f64,
     refused: f64,
     moved: f64,
+    fates: Fates,
     spare: Option<f64>,
 }
 
 impl Sums {
-    fn of(peers: &[Peer]) -> Self {
+    fn of(peers: &[Peer], current: Duration) -> Self {
         let mut sums = Self::default();
+        let is_ready = |peer: &&Peer| peer.report.ready && !peer.report.draining;
+        let ready_weight: f64 = peers.iter().filter(is_ready).map(|peer| peer.report.weight).sum();
         for peer in peers {
             let report = &peer.report;
+            let is_current = peer.age <= current;
             sums.connections += report.connections;
             sums.connections_max = sums.connections_max.max(report.connections);
             match (report.draining, report.ready) {
@@ -90,13 +104,20 @@ impl Sums {
                 (false, true) => sums.ready += 1,
                 (false, false) => sums.starting += 1,
             }
-            sums.accepts += report.accepts;
-            sums.refused += report.refused;
-            sums.moved += report.moved;
+            if is_current {
+                sums.emptying += u64::from(report.draining && report.connections > 0);
+                sums.accepts += report.accepts;
+                sums.refused += report.refused;
+                sums.moved += report.moved;
+                sums.fates.settled += report.settled;
+                sums.fates.returned += report.returned;
+                sums.fates.by_chance += report.settled * (report.weight / ready_weight.max(report.weight));
+            }
             if report.stays() {
                 sums.weight += report.weight;
-                // A node without room for another connection has no use for its speed.
-                let spare = report.spare_accepts.map(|spare| if report.room == Some(0) { 0.0 } else { spare });
+                // A node without room for another connection has no use for its speed, and a silent one may be gone.
+                let can_use = is_current && report.room != Some(0);
+                let spare = report.spare_accepts.map(|spare| if can_use { spare } else { 0.0 });
                 sums.spare = match (sums.spare, spare) {
                     (Some(sum), Some(spare)) => Some(sum + spare),
                     (sum, spare) => sum.or(spare),
@@ -122,6 +143,7 @@ impl Coordinator {
             moved: Smoothed::default(),
             rollout: Rollout::default(),
             breaker: Breaker::new(settings.breaker.clone()),
+            returning: Returning::new(settings.returning.clone()),
             scale_down: ScaleDown::new(settings.scale_down.clone()),
             placed_at: None,
             settings,
@@ -146,11 +168,12 @@ impl Coordinator {
     /// The next digest. To be called once a second with the whole table of reports.
     pub fn tick(&mut self, now: Instant, peers: &[Peer]) -> Digest {
         self.sequence += 1;
-        let sums = Sums::of(peers);
+        let sums = Sums::of(peers, self.settings.report_current);
         let mean = sums.mean();
         let smoothing = self.settings.smoothing;
         let arrivals = self.arrivals.sample(now, sums.accepts, smoothing);
-        let budget = self.budget(&sums);
+        let is_returning = self.returning.tick(now, sums.fates);
+        let budget = self.budget(&sums) * self.returning.budget();
         let vitals = Vitals {
             connections: sums.connections,
             arrivals,
@@ -160,12 +183,17 @@ impl Coordinator {
             spare: sums.spare,
         };
         let is_rollout = self.rollout.tick(now, peers, self.settings.rollout_quiet);
+        let mut pauses = self.pauses(now, peers, &vitals, mean, is_rollout);
+        if is_returning {
+            pauses.push(Pause::Returning);
+        }
         let revision = newest(peers);
         let chosen = self.scale_down.tick(now, peers, revision, is_rollout);
         Digest {
             ready: sums.ready,
             draining: sums.draining,
             starting: sums.starting,
+            emptying: Some(sums.emptying),
             connections: sums.connections,
             connections_max: sums.connections_max,
             mean: tidy_rate(mean),
@@ -176,7 +204,7 @@ impl Coordinator {
             budget: tidy_rate(budget),
             excess: tidy_rate(self.excess(peers, mean)),
             revision: revision.to_owned(),
-            pauses: self.pauses(now, peers, &vitals, mean, is_rollout),
+            pauses,
             open_set: staying(peers).any(|peer| peer.report.open_set),
             placement_age_ms: self.placement_age_ms(now, peers),
             candidates: candidates(peers),
@@ -209,11 +237,20 @@ impl Coordinator {
             pauses.push(Pause::Rollout);
         }
         let is_slow = vitals.spare.is_some_and(|spare| spare < self.settings.spare_least);
-        if is_slow || !has_room(peers, mean) {
+        if is_slow || !self.has_room(peers, mean) {
             pauses.push(Pause::NoRoom);
         }
         pauses.extend(self.breaker.tick(now, vitals));
         pauses
+    }
+
+    /// Whether a node that has less than its share may hold more connections.
+    fn has_room(&self, peers: &[Peer], mean: f64) -> bool {
+        let may_hold_more = |peer: &Peer| {
+            let is_current = peer.age <= self.settings.report_current;
+            is_current && peer.report.load() < mean && peer.report.room.is_none_or(|room| room > 0)
+        };
+        staying(peers).any(may_hold_more) || staying(peers).all(|peer| peer.report.load() <= mean)
     }
 
     /// Milliseconds since the open set was written, by the word of its writer. After the writer has gone, the last
@@ -231,12 +268,6 @@ impl Coordinator {
 
 fn staying(peers: &[Peer]) -> impl Iterator<Item = &Peer> {
     peers.iter().filter(|peer| peer.report.stays())
-}
-
-/// Whether a node that has less than its share may hold more connections.
-fn has_room(peers: &[Peer], mean: f64) -> bool {
-    staying(peers).any(|peer| peer.report.load() < mean && peer.report.room.is_none_or(|room| room > 0))
-        || staying(peers).all(|peer| peer.report.load() <= mean)
 }
 
 #[cfg(test)]

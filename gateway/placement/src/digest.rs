@@ -69,6 +69,8 @@ pub enum Pause {
     Busy,
     /// Connections that were moved did not come back.
     NotReturning,
+    /// Connections that were moved came back to the node that they had left.
+    Returning,
     /// A reason that this version does not know.
     #[serde(other)]
     Unknown,
@@ -82,6 +84,9 @@ impl fmt::Display for Pause {
             Self::Refusals => "too many connections are refused or fail",
             Self::Busy => "clients are connecting at a high rate",
             Self::NotReturning => "connections that were moved did not come back",
+            Self::Returning => {
+                "moved connections came back to the node that they had left, as if something in front bound clients to nodes"
+            }
             Self::Unknown => "a newer node has a reason that this version does not know",
         })
     }
@@ -102,6 +107,9 @@ pub struct Digest {
     pub draining: u64,
     /// Nodes that are neither.
     pub starting: u64,
+    /// Nodes that drain and still have connections to close; nothing if the coordinator does not say, as an older one.
+    #[serde(default)]
+    pub emptying: Option<u64>,
     /// Connections of all nodes.
     pub connections: u64,
     /// The most that one node has.
@@ -157,6 +165,7 @@ impl Digest {
             ready: 0,
             draining: 0,
             starting: 0,
+            emptying: None,
             connections: 0,
             connections_max: 0,
             mean: 0.0,
@@ -233,6 +242,7 @@ mod tests {
             ready: 1000,
             draining: 1000,
             starting: 1000,
+            emptying: Some(1000),
             connections: 1_000_000_000,
             connections_max: 1_000_000,
             mean: LARGEST,
@@ -243,7 +253,14 @@ mod tests {
             budget: LARGEST,
             excess: LARGEST,
             revision: "r".repeat(crate::report::REVISION_BYTES),
-            pauses: vec![Pause::Rollout, Pause::NoRoom, Pause::Refusals, Pause::Busy, Pause::NotReturning],
+            pauses: vec![
+                Pause::Rollout,
+                Pause::NoRoom,
+                Pause::Refusals,
+                Pause::Busy,
+                Pause::NotReturning,
+                Pause::Returning,
+            ],
             open_set: true,
             placement_age_ms: Some(999_999_999),
             candidates: vec![key; crate::candidates::CANDIDATES],
@@ -264,7 +281,7 @@ mod tests {
         let old =
             br#"{"v":1,"term":2,"sequence":3,"ready":4,"draining":0,"starting":0,"connections":9,"connections_max":5}"#;
         let digest = Digest::decode(old).expect("the first format");
-        assert_eq!((digest.connections, digest.imbalance()), (9, 1.0));
+        assert_eq!((digest.connections, digest.imbalance(), digest.emptying), (9, 1.0, None));
         let newer = String::from_utf8(Digest::empty(1, 1).encode().to_vec()).expect("JSON is text");
         let newer = newer.replace(r#""pauses":[]"#, r#""pauses":["eclipse"],"later":1"#);
         assert_eq!(Digest::decode(newer.as_bytes()).expect("readable").pauses, [Pause::Unknown]);

@@ -113,8 +113,10 @@ impl Drain {
     fn possible(&self, now: Instant, heard: Option<Heard<'_>>) -> Option<f64> {
         let heard = heard.filter(|heard| heard.age(now) <= self.settings.digest_stale)?;
         let spare = heard.digest.spare?;
+        // A node that has drained may stay as long as it likes: it claims nothing.
+        let claiming = heard.digest.emptying.unwrap_or(heard.digest.draining);
         // The digest may be from before this node began.
-        let share = self.settings.part_of_spare * spare / heard.digest.draining.max(1) as f64;
+        let share = self.settings.part_of_spare * spare / claiming.max(1) as f64;
         Some(share.max(self.settings.least_rate))
     }
 }
@@ -173,6 +175,18 @@ mod tests {
         assert!((135..=165).contains(&curve.iter().position(|left| *left == 0).expect("it ends")));
         // Without a deadline there is no more time than the window.
         assert_eq!(run(3000, None, Some(80.0), 2).0[30], 0);
+    }
+
+    #[test]
+    fn only_nodes_with_connections_left_share_what_the_others_can_accept() {
+        let now = Instant::now();
+        let rate = |emptying| {
+            let mut drain = Drain::new(DrainSettings::default(), now, Some(at(now, 330.0)), 0.0);
+            let digest = Digest { spare: Some(80.0), draining: 4, emptying, ..Digest::empty(1, 1) };
+            drain.tick(now, 3000, Some(Heard { digest: &digest, at: now }), 0.5).rate
+        };
+        assert_eq!((rate(Some(1)), rate(Some(2)), rate(Some(0))), (40.0, 20.0, 40.0));
+        assert_eq!(rate(None), 10.0, "an older coordinator does not say");
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //!
 //! Read in this order: [`report`] (what a node says of itself, once a second), [`digest`] (what the coordinator makes of
 //! all reports, and what nodes act on), [`level`] (the water level), [`open_set`] (which nodes get new connections),
-//! [`shed`] (moving connections off a node that has too many), [`breaker`] (when moving must stop), [`drain`] and
-//! [`retire`] (emptying a node), [`max_age`], [`scale_down`] (which nodes go first), [`candidates`] (who may coordinate),
-//! [`coordinator`] (puts the digest together).
+//! [`shed`] (moving connections off a node that has too many), [`breaker`] and [`returning`] (when moving must stop),
+//! [`drain`] and [`retire`] (emptying a node), [`max_age`], [`scale_down`] (which nodes go first), [`candidates`] (who may
+//! coordinate), [`coordinator`] (puts the digest together).
 //!
 //! # Words
 //! The **load** of a node is its connections divided by its capacity weight; with weights of 1 it is its connections.
@@ -18,6 +18,7 @@
 //! - The open set is never empty while a node is ready, and is left alone when none is.
 //! - Nothing is moved on a digest older than 5 s, after a placement write older than 30 s, or while a rollout is under way.
 //! - All nodes together move no more than the cluster's budget while they act on one digest.
+//! - Nothing is moved for long while most of what is moved comes back to where it was.
 //! - A node that holds back can say why.
 
 #![forbid(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod open_set;
 mod rate;
 pub mod report;
 pub mod retire;
+pub mod returning;
 mod rollout;
 pub mod scale_down;
 pub mod shed;

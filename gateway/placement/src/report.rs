@@ -64,6 +64,13 @@ pub struct Report {
     /// Connections closed per second since its last report in order to move them.
     #[serde(default)]
     pub moved: f64,
+    /// Moved connections per second of which it became known since its last report whether they came back to this node. Not
+    /// all that are moved: some cannot be told from others.
+    #[serde(default)]
+    pub settled: f64,
+    /// Those of them that did.
+    #[serde(default)]
+    pub returned: f64,
     /// How many more connections it could accept per second than it does.
     #[serde(default)]
     pub spare_accepts: Option<f64>,
@@ -116,6 +123,8 @@ impl Report {
             accepts: 0.0,
             refused: 0.0,
             moved: 0.0,
+            settled: 0.0,
+            returned: 0.0,
             spare_accepts: None,
             room: None,
             open_set: false,
@@ -147,7 +156,8 @@ impl Report {
     fn tidy(&mut self) {
         self.weight = if self.weight.is_nan() { 1.0 } else { self.weight };
         self.weight = self.weight.clamp(*WEIGHT_RANGE.start(), *WEIGHT_RANGE.end());
-        for rate in [&mut self.accepts, &mut self.refused, &mut self.moved] {
+        let rates = [&mut self.accepts, &mut self.refused, &mut self.moved, &mut self.settled, &mut self.returned];
+        for rate in rates {
             *rate = tidy_rate(*rate);
         }
         self.spare_accepts = self.spare_accepts.map(tidy_rate);
@@ -204,6 +214,8 @@ mod tests {
             revision: "7d9f8b6c5".to_owned(),
             weight: 2.5,
             accepts: 3.25,
+            settled: 2.5,
+            returned: 1.25,
             spare_accepts: Some(1990.5),
             room: Some(7),
             open_set: true,

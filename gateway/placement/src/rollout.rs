@@ -31,11 +31,12 @@ impl Rollout {
     }
 }
 
-/// The newest revision: the one that a node names which knows, or else the one whose oldest node is the youngest.
-/// Empty if no node has one.
+/// The newest revision: the one that a node names which knows, if there is a node of it, or else the one whose oldest
+/// node is the youngest. Empty if no node has one.
 pub(crate) fn newest(peers: &[Peer]) -> &str {
     let told = peers.iter().filter(|peer| peer.report.newest_revision.is_some()).min_by_key(|peer| (peer.age, peer.id));
-    if let Some(revision) = told.and_then(|peer| peer.report.newest_revision.as_deref()) {
+    let told = told.and_then(|peer| peer.report.newest_revision.as_deref());
+    if let Some(revision) = told.filter(|told| peers.iter().any(|peer| peer.report.revision == *told)) {
         return revision;
     }
     let mut oldest: BTreeMap<&str, u64> = BTreeMap::new();
@@ -74,6 +75,8 @@ mod tests {
         let mut told = peers(&[("a", 900), ("b", 60)]);
         told[0].report.newest_revision = Some("a".to_owned());
         assert_eq!(newest(&told), "a");
+        told[0].report.newest_revision = Some("gone".to_owned());
+        assert_eq!(newest(&told), "b");
     }
 
     #[test]

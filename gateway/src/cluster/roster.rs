@@ -191,7 +191,7 @@ impl Roster {
 
     fn describe(&self, node: &Node) -> Report {
         let now = now();
-        let rates = self.rates.lock().since_last(now, node.placing.totals());
+        let rates = self.rates.lock().since_last(now, node.placing.totals(node.uptime()));
         let open_set = node.placing.open_set();
         let age_ms = |at: Instant| u64::try_from(now.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX);
         let placement = node.placement();
@@ -207,6 +207,8 @@ impl Roster {
             accepts: rates.accepted,
             refused: rates.refused,
             moved: rates.moved,
+            settled: rates.settled,
+            returned: rates.returned,
             spare_accepts: node.accepts_per_second().map(|most| (most - rates.accepted).max(0.0)),
             room: Some(node.room() as u64),
             open_set: open_set.is_used,

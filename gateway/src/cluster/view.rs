@@ -77,6 +77,8 @@ pub struct NodeView {
     accepts: f64,
     refused: f64,
     moved: f64,
+    /// Moved connections per second that came back.
+    returned: f64,
     spare_accepts: Option<f64>,
     room: Option<u64>,
     uptime_s: u64,
@@ -193,6 +195,7 @@ impl NodeView {
             accepts: report.accepts,
             refused: report.refused,
             moved: report.moved,
+            returned: report.returned,
             spare_accepts: report.spare_accepts,
             room: report.room,
             uptime_s: report.uptime_s,
@@ -246,7 +249,7 @@ mod tests {
             json!({
                 "id": format!("00000000-0000-0000-0000-00000000000{id}"), "name": name, "version": "1.2.3",
                 "revision": "", "state": state, "connections": 15, "weight": 2.0, "load": 7.5, "accepts": 0.0,
-                "refused": 0.0, "moved": 0.0, "spare_accepts": null, "room": null, "uptime_s": 0, "age_ms": 250,
+                "refused": 0.0, "moved": 0.0, "returned": 0.0, "spare_accepts": null, "room": null, "uptime_s": 0, "age_ms": 250,
             })
         };
         let expected = json!({

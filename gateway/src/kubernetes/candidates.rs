@@ -75,6 +75,22 @@ impl Table {
         ordered.map(|peer| peer.report.name.clone()).filter(|name| names.contains(name.as_str())).collect()
     }
 
+    /// The newest revision while there are several: the one of the pod that was created last. A Deployment that undoes a
+    /// rollout creates pods of the older revision, and the ages of nodes would say the other one until its last pod is gone.
+    /// `None` where the pods do not tell.
+    pub fn newest_revision(&self, pods: &Pods) -> Option<String> {
+        let by_name = self.by_name();
+        let report_of = |pod: &Pod| by_name.get(pod.name.as_str()).map(|peer| &peer.report);
+        let staying = pods.values().filter(|pod| !pod.is_deleting);
+        let created: Vec<(i64, &str)> =
+            staying.map(|pod| Some((pod.created?, revision(pod, report_of(pod))))).collect::<Option<_>>()?;
+        let (last, newest) = created.iter().max()?;
+        let has_others = created.iter().any(|(_, revision)| revision != newest);
+        // Of two that were created in one second none is the last.
+        let is_sole = created.iter().all(|(at, revision)| at != last || revision == newest);
+        (has_others && is_sole && !newest.is_empty()).then(|| (*newest).to_owned())
+    }
+
     fn peers(&self) -> &[Peer] {
         self.read.as_ref().map_or(&[], |(_, peers)| peers)
     }
@@ -207,6 +223,28 @@ mod tests {
         let still = Digest { pauses: Vec::new(), ..digest.clone() };
         assert!(newest_by(all(), &still).is_empty(), "a rollout that stands still is none");
         assert!(newest(vec![of("b", "r2")]).is_empty(), "there is only one revision");
+    }
+
+    #[test]
+    fn the_newest_revision_is_that_of_the_pod_created_last_also_when_a_rollout_is_undone() {
+        let of = |name: &str, revision: &str, created| Pod {
+            revision: Some(revision.to_owned()),
+            created: Some(created),
+            ..pod(name)
+        };
+        let newest = |all: Vec<Pod>| Table::default().newest_revision(&pods(all));
+        let rollout = || vec![of("a", "r1", 10), of("b", "r1", 11), of("c", "r2", 90)];
+        assert_eq!(newest(rollout()).as_deref(), Some("r2"));
+        let mut undone = rollout();
+        undone.push(of("d", "r1", 95));
+        assert_eq!(newest(undone).as_deref(), Some("r1"));
+        let leaving = Pod { is_deleting: true, ..of("c", "r2", 90) };
+        assert_eq!(newest(vec![of("a", "r1", 10), leaving]), None, "there is only one revision");
+        assert_eq!(newest(vec![of("a", "r1", 90), of("b", "r2", 90)]), None);
+        assert_eq!(newest(vec![of("a", "r1", 10), Pod { created: None, ..of("b", "r2", 90) }]), None);
+        assert_eq!(newest(Vec::new()), None);
+        let named = table(Instant::now(), vec![peer(1, "c", 0, |report| report.revision = "v7".into())]);
+        assert_eq!(named.newest_revision(&pods(rollout())).as_deref(), Some("v7"), "as the nodes call it");
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl OpenSetWriter {
         if let Some(digest) = digest.as_deref().filter(|_| outlook.is_writer()) {
             self.write(writing, table, &outlook, digest).await;
         }
-        self.tell(&outlook, digest.as_deref());
+        self.tell(table, &outlook, digest.as_deref());
     }
 
     async fn write(&self, writing: &mut Writing, table: &mut Table, outlook: &Outlook, digest: &Digest) {
@@ -157,12 +157,13 @@ impl OpenSetWriter {
     }
 
     /// Tells the fleet, and the metrics.
-    fn tell(&self, outlook: &Outlook, digest: Option<&Digest>) {
+    fn tell(&self, table: &Table, outlook: &Outlook, digest: Option<&Digest>) {
         let status = self.agent.status();
         let was_used = self.node.placing.open_set().is_used || digest.is_some_and(|digest| digest.open_set);
         let is_used = is_used(self.settings.mode, &outlook.state, status.is_up, was_used);
         let placed_at = outlook.last_write;
-        self.node.placing.set_open_set(OpenSetState { is_used, placed_at, newest_revision: None });
+        let newest_revision = outlook.pods.as_deref().and_then(|pods| table.newest_revision(pods));
+        self.node.placing.set_open_set(OpenSetState { is_used, placed_at, newest_revision });
         crate::metrics::open_set(&status, digest.and_then(|digest| digest.placement_age_ms));
     }
 }

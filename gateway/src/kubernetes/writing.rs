@@ -65,7 +65,7 @@ impl Writing {
             tenure.wanted = Some(Wanted { members, since: from });
         }
         let pods = tenure.wanted.as_ref()?.members.clone();
-        Some(kubernetes::OpenSet { term: from.0, sequence: from.1, pods })
+        Some(kubernetes::OpenSet { term: from.0, sequence: from.1, lease: Some(*term), pods })
     }
 }
 
@@ -142,6 +142,7 @@ mod tests {
         let outlook = writer(1, &ALL);
         let first = writing.decide(now, &outlook, &table(now, &counts), &Digest::empty(4, 2)).expect("a decision");
         assert_eq!((first.term, first.sequence, &first.pods), (4, 2, &names(&["d", "e"])));
+        assert_eq!(first.lease, Some(1), "it counts in this term of the lease only");
         // It is written. Another set would be better now, but that must wait.
         let outlook = Outlook { last_write: Some(now), decision: Some((4, 2)), ..outlook };
         let second = now + Duration::from_secs(1);

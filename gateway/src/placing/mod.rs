@@ -1,11 +1,12 @@
 //! What this node does about placement: says how full it is, moves connections off itself when it has too many, and
 //! tells proxies whether it wants new ones. The decisions are in the crate `placement`; here are the effects.
 //!
-//! Reading order: this page, [`rule`] (which connections may be moved), [`mover`] (moving them), [`agent`] (HAProxy's
-//! agent check). Reports and digests are in [`crate::cluster`].
+//! Reading order: this page, [`rule`] (which connections may be moved), [`mover`] (moving them), [`returns`] (whether they
+//! come back), [`agent`] (HAProxy's agent check). Reports and digests are in [`crate::cluster`].
 
 pub mod agent;
 pub mod mover;
+pub mod returns;
 pub mod rule;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use placement::{CoordinatorSettings, ShedSettings};
 
+use returns::{Returns, Settled};
 pub use rule::MoveRule;
 
 /// What is fixed while the node runs.
@@ -73,6 +75,8 @@ pub struct Placing {
     refused: AtomicU64,
     /// Connections told to go in order to move them, ever.
     moved: AtomicU64,
+    /// Whether clients that were moved come back.
+    pub returns: Returns,
     /// Connections that were told to go, whatever the reason, and are still there.
     going: AtomicU64,
     /// The node follows an order to empty itself.
@@ -91,6 +95,10 @@ pub struct Totals {
     pub refused: u64,
     /// Connections told to go in order to move them.
     pub moved: u64,
+    /// Connections told to go of which it is known whether their clients came back.
+    pub settled: u64,
+    /// Those whose clients did.
+    pub returned: u64,
 }
 
 impl Placing {
@@ -124,12 +132,15 @@ impl Placing {
         self.going.load(Ordering::Relaxed)
     }
 
-    /// All that was counted.
-    pub fn totals(&self) -> Totals {
+    /// All that was counted, so long after the start.
+    pub fn totals(&self, uptime: Duration) -> Totals {
+        let Settled { settled, returned } = self.returns.settled(uptime);
         Totals {
             accepted: self.accepted.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
             moved: self.moved.load(Ordering::Relaxed),
+            settled,
+            returned,
         }
     }
 
@@ -163,10 +174,15 @@ impl Placing {
     }
 }
 
+/// Rates are those of this time at the least: a node reports once more when it becomes ready or leaves, and a client that
+/// came within the few milliseconds since the last report is no surge.
+const LEAST_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Makes rates of totals that are looked at now and then.
 #[derive(Debug, Default)]
 pub struct Rates {
     last: Option<(Instant, Totals)>,
+    rates: PerSecond,
 }
 
 /// Connections per second.
@@ -178,22 +194,33 @@ pub struct PerSecond {
     pub refused: f64,
     /// Told to go in order to move them.
     pub moved: f64,
+    /// Of which it became known whether their clients came back.
+    pub settled: f64,
+    /// Those whose clients did.
+    pub returned: f64,
 }
 
 impl Rates {
-    /// The rates since the last look; nothing at the first one.
+    /// The rates since the last look, or those of that look if it was just now; nothing at the first one.
     pub fn since_last(&mut self, now: Instant, totals: Totals) -> PerSecond {
-        let Some((at, before)) = self.last.replace((now, totals)) else { return PerSecond::default() };
-        let seconds = now.saturating_duration_since(at).as_secs_f64();
-        if seconds <= 0.0 {
-            return PerSecond::default();
+        let Some((at, before)) = self.last else {
+            self.last = Some((now, totals));
+            return self.rates;
+        };
+        let passed = now.saturating_duration_since(at);
+        if passed < LEAST_INTERVAL {
+            return self.rates;
         }
-        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-        PerSecond {
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / passed.as_secs_f64();
+        self.last = Some((now, totals));
+        self.rates = PerSecond {
             accepted: rate(totals.accepted, before.accepted),
             refused: rate(totals.refused, before.refused),
             moved: rate(totals.moved, before.moved),
-        }
+            settled: rate(totals.settled, before.settled),
+            returned: rate(totals.returned, before.returned),
+        };
+        self.rates
     }
 }
 
@@ -204,16 +231,32 @@ mod tests {
     #[test]
     fn rates_are_of_the_time_between_two_looks() {
         let placing = Placing::default();
+        let totals = || placing.totals(Duration::ZERO);
         let mut rates = Rates::default();
         let start = Instant::now();
         placing.count_accepted();
-        assert_eq!(rates.since_last(start, placing.totals()), PerSecond::default());
+        assert_eq!(rates.since_last(start, totals()), PerSecond::default());
         (0..10).for_each(|_| placing.count_accepted());
         placing.count_refused();
         placing.count_moved(3);
-        let rate = rates.since_last(start + Duration::from_secs(2), placing.totals());
-        assert_eq!(rate, PerSecond { accepted: 5.0, refused: 0.5, moved: 1.5 });
-        let again = rates.since_last(start + Duration::from_secs(2), placing.totals());
-        assert_eq!(again, PerSecond::default(), "no time has passed");
+        let settled = Totals { settled: 4, returned: 2, ..totals() };
+        let rate = rates.since_last(start + Duration::from_secs(2), settled);
+        assert_eq!(rate, PerSecond { accepted: 5.0, refused: 0.5, moved: 1.5, settled: 2.0, returned: 1.0 });
+        let again = rates.since_last(start + Duration::from_secs(2), settled);
+        assert_eq!(again, rate, "no time has passed");
+    }
+
+    #[test]
+    fn a_look_right_after_another_makes_no_surge_and_loses_nothing() {
+        let accepted = |accepted| Totals { accepted, ..Totals::default() };
+        let start = Instant::now();
+        let mut rates = Rates::default();
+        let mut look =
+            |millis, count| rates.since_last(start + Duration::from_millis(millis), accepted(count)).accepted;
+        assert_eq!(look(0, 0), 0.0);
+        assert_eq!(look(3, 5), 0.0, "not 1,667 a second");
+        assert_eq!(look(1000, 5), 5.0);
+        assert_eq!(look(1499, 100), 5.0);
+        assert_eq!(look(2000, 105), 100.0);
     }
 }

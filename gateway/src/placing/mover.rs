@@ -9,12 +9,12 @@ use backplane::NodeId;
 use metrics::{Counter, Gauge, counter, gauge};
 use placement::max_age::AgePace;
 use placement::shed::{Hold, Own};
-use placement::{Digest, Heard, NodeKey, Retirement, Shed, Shedder};
+use placement::{Digest, Heard, NodeKey, Pause, Retirement, Shed, Shedder};
 use rand::Rng;
 
 use super::{MoveRule, RebalanceSettings};
 use crate::cluster::roster::Roster;
-use crate::metrics::{MOVE_RATE, MOVES};
+use crate::metrics::{MOVE_RATE, MOVES, MOVES_RETURNED};
 use crate::node::Node;
 
 /// How often connections are moved: often enough that they go one by one, seldom enough to cost nothing.
@@ -65,6 +65,7 @@ struct Mover {
     level_total: Counter,
     retire_total: Counter,
     age_total: Counter,
+    returned_total: Counter,
 }
 
 impl Mover {
@@ -85,6 +86,7 @@ impl Mover {
             level_total: moves("level"),
             retire_total: moves("retire"),
             age_total: moves("max_age"),
+            returned_total: counter!(MOVES_RETURNED),
             node,
             roster,
         }
@@ -93,6 +95,7 @@ impl Mover {
     async fn step(&mut self) {
         let settings = self.node.runtime().rebalance.clone();
         self.shedder.reload(settings.shed.clone());
+        self.returned_total.absolute(self.node.placing.totals(self.node.uptime()).returned);
         let now = Instant::now();
         let last = self.roster.last();
         let heard = last.as_ref().map(|(digest, at)| Heard { digest, at: *at });
@@ -161,8 +164,11 @@ impl Mover {
             return;
         }
         self.aged_at = Some(now);
-        // What keeps the fleet from levelling is a reason to keep the old connections, too; they are not urgent.
-        if heard.is_some_and(|heard| !heard.digest.pauses.is_empty() || heard.age(now) > settings.shed.digest_stale) {
+        // What keeps the fleet from levelling is a reason to keep the old connections, too; they are not urgent. But it
+        // does not matter where they go.
+        let is_reason = |pause: &Pause| *pause != Pause::Returning;
+        let is_stale = |heard: Heard<'_>| heard.age(now) > settings.shed.digest_stale;
+        if heard.is_some_and(|heard| is_stale(heard) || heard.digest.pauses.iter().any(is_reason)) {
             return;
         }
         let rule = MoveRule {

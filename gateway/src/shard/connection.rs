@@ -1,6 +1,7 @@
 //! One connection: its socket, its session, and the task that reads from it.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct Arrival {
     pub forwarded: Option<Box<Forwarded>>,
     /// The id of the session that it asks for.
     pub session: Option<Box<str>>,
+    /// Its address, if that is known.
+    pub address: Option<IpAddr>,
 }
 
 /// How far a connection has come towards its end.
@@ -80,8 +83,12 @@ pub struct Connection {
     pub(super) slot: Cell<Option<Box<AddressSlot>>>,
     /// When it was accepted, in seconds since the node started.
     pub(super) accepted_s: u32,
+    /// What is kept of its address, to know the client again; 0 if it is not known.
+    pub(super) address: u32,
     /// It was told to go, by a drain or in order to move it.
     pub(super) going: Cell<bool>,
+    /// Its client was told to go a moment ago, and is back.
+    pub(super) came_back: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Headers for the calls of proxies. `None` where nothing is to be passed on.
     pub(super) forwarded: Cell<Option<Box<Forwarded>>>,
@@ -136,7 +143,9 @@ impl Connection {
             drop_at: Cell::new(Tick(u64::MAX)),
             slot: Cell::new(None),
             accepted_s: 0,
+            address: 0,
             going: Cell::new(false),
+            came_back: Cell::new(false),
             waker: RefCell::new(None),
             forwarded: Cell::new(None),
         }

@@ -187,6 +187,7 @@ impl Shard {
                 connection.indexed.set(true);
                 self.users.borrow_mut().insert(&info.user, connection.key.index);
                 self.meters.established();
+                self.note_return(connection, &info.user);
                 self.confirm(connection);
             }
             Output::Resume { user, info } => self.resume(connection, user, info),

@@ -198,6 +198,7 @@ impl Shard {
             let socket = Socket::new(stream);
             let mut connection = Connection::new(key, encoding, session, socket, first_bytes);
             connection.accepted_s = u32::try_from(now.tick.0 / 1000).unwrap_or(u32::MAX);
+            connection.address = arrival.address.map_or(0, |address| self.node.placing.returns.address(address));
             let connection = Rc::new(connection);
             connection.slot.set(arrival.slot.map(Box::new));
             connection.forwarded.set(arrival.forwarded);

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use backplane::UserId;
 use rand::seq::{SliceRandom, index};
 use session::close::CloseCode;
 use session::io::Input;
@@ -10,6 +11,7 @@ use session::io::Input;
 use super::Shard;
 use super::connection::{Connection, Phase};
 use crate::placing::MoveRule;
+use crate::placing::returns::Who;
 use crate::placing::rule::Facts;
 
 /// Closes of a drain before other tasks get their turn: each cleans up after a session.
@@ -66,8 +68,40 @@ impl Shard {
         }
         let movable = self.movable(rule).of(&self.connections.borrow());
         let chosen = index::sample(&mut rand::rng(), movable.len(), count.min(movable.len()));
-        chosen.iter().for_each(|at| self.tell_to_go(&movable[at], CloseCode::ForceReconnect));
+        for connection in chosen.iter().map(|at| &movable[at]) {
+            // Who goes because of age may come back.
+            if rule.max_age.is_none() {
+                self.expect_elsewhere(connection);
+            }
+            self.tell_to_go(connection, CloseCode::ForceReconnect);
+        }
         chosen.len()
+    }
+
+    /// Notes that a client is told to go in order to be on another node afterwards.
+    fn expect_elsewhere(&self, connection: &Connection) {
+        let session = connection.session.borrow();
+        if let Some(info) = session.info() {
+            self.with_identity(connection, &info.user, |who| {
+                self.node.placing.returns.told_to_go(self.node.uptime(), who, connection.came_back.get());
+            });
+        }
+    }
+
+    /// Notes that a client is here, in case it was told to go.
+    pub(super) fn note_return(&self, connection: &Connection, user: &UserId) {
+        let returns = &self.node.placing.returns;
+        if returns.is_waiting() {
+            self.with_identity(connection, user, |who| {
+                connection.came_back.set(returns.arrived(self.node.uptime(), who));
+            });
+        }
+    }
+
+    fn with_identity(&self, connection: &Connection, user: &UserId, look: impl FnOnce(Who<'_>)) {
+        let resumables = self.resumables.borrow();
+        let session = resumables.get(connection).map(|resumable| &*resumable.id);
+        look(Who { user, session, address: connection.address });
     }
 
     fn movable(&self, rule: MoveRule) -> Movable {

@@ -46,7 +46,7 @@ pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> R
     match accepted {
         Ok((Accepted { upgrade, encoding, slot, response }, session)) => {
             let forwarded = node.runtime().proxies.forwarded(request.headers());
-            let arrival = Arrival { slot, forwarded, session };
+            let arrival = Arrival { slot, forwarded, session, address: address.map(|address| address.0) };
             let Some(shard) = Shard::current() else {
                 return Refusal::NoShard.into_response();
             };

@@ -10,13 +10,14 @@
 //!
 //! Reading order: [`server`] is what tests use, [`store`] keeps objects and their history, `apply` changes them,
 //! `selector` and `route` read requests, `answer` carries them out, `stream` serves watches; [`proxy`] makes of the slices
-//! what kube-proxy would.
+//! what kube-proxy would. [`real`] is for the tests that run against a real API server.
 
 #![forbid(unsafe_code)]
 
 mod answer;
 mod apply;
 pub mod proxy;
+pub mod real;
 mod route;
 mod selector;
 pub mod server;

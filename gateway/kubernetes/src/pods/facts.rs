@@ -23,6 +23,7 @@ pub fn facts(pod: ApiPod) -> Option<Pod> {
         name: meta.name?,
         uid: meta.uid?,
         is_ready: is_ready(&status),
+        created: meta.creation_timestamp.map(|time| time.0.as_second()),
         is_deleting: meta.deletion_timestamp.is_some(),
         revision: labels.remove(REVISION),
         node: pod.spec.and_then(|spec| spec.node_name),
@@ -57,7 +58,7 @@ mod tests {
     fn read(changes: impl FnOnce(&mut Value)) -> Pod {
         let mut pod = json!({
             "metadata": {
-                "name": "ws-1", "uid": "u1",
+                "name": "ws-1", "uid": "u1", "creationTimestamp": "1970-01-02T00:00:00Z",
                 "labels": { "pod-template-hash": "5f7", "topology.kubernetes.io/zone": "b" },
             },
             "spec": { "nodeName": "machine-1", "containers": [] },
@@ -75,6 +76,7 @@ mod tests {
     fn everything_is_read() {
         let pod = read(|_| ());
         assert!(pod.is_eligible());
+        assert_eq!(pod.created, Some(86_400));
         assert_eq!(pod.v4, Some("10.0.0.1".parse().expect("v4")));
         assert_eq!(pod.v6.map(|v6| v6.to_string()).as_deref(), Some("fd00::1"));
         assert_eq!(pod.revision.as_deref(), Some("5f7"));

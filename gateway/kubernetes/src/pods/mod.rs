@@ -24,6 +24,9 @@ pub struct Pod {
     pub v6: Option<Ipv6Addr>,
     /// It runs, and its readiness probe succeeds.
     pub is_ready: bool,
+    /// When it was created, in seconds since 1970, by the clock of the cluster. A container that is started again has the
+    /// pod it had.
+    pub created: Option<i64>,
     /// It has been told to end.
     pub is_deleting: bool,
     /// The revision of its Deployment: the hash of the pod template.

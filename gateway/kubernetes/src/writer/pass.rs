@@ -181,7 +181,10 @@ impl Writer {
     /// Shows that the slices are what they should be.
     fn confirm(&self, progress: &mut Progress, inputs: &Inputs, choice: Choice, at: Instant) {
         let decision = match &choice {
-            Choice::Decided(_) => inputs.decision.as_ref().map(|decision| (decision.set.term, decision.set.sequence)),
+            Choice::Decided(_) => {
+                let decision = inputs.decision_in(progress.term);
+                decision.map(|decision| (decision.set.term, decision.set.sequence))
+            }
             Choice::Everyone(_) | Choice::Inherited(_) | Choice::Nothing => None,
         };
         let open = match choice {

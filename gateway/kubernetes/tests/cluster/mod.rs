@@ -66,6 +66,12 @@ impl Cluster {
         });
     }
 
+    /// The uid of a pod.
+    pub fn uid(&self, number: u16) -> String {
+        let pod = self.server.object("pods", HERE, &format!("ws-{number}")).expect("a pod");
+        pod["metadata"]["uid"].as_str().expect("a uid").to_owned()
+    }
+
     /// An agent of the pod `name`, which is no candidate yet.
     pub fn agent(&self, name: &str, change: impl FnOnce(&mut Settings)) -> Agent {
         let path = self.dir.path().join(name);
@@ -168,7 +174,7 @@ pub fn names(numbers: impl IntoIterator<Item = u16>) -> BTreeSet<String> {
 
 /// A decision.
 pub fn open(sequence: u64, numbers: impl IntoIterator<Item = u16>) -> OpenSet {
-    OpenSet { term: 1, sequence, pods: names(numbers) }
+    OpenSet { term: 1, sequence, lease: None, pods: names(numbers) }
 }
 
 /// Waits until the agent sees what is meant.

@@ -74,6 +74,57 @@ fn nothing_is_moved_when_nobody_has_room() {
 }
 
 #[test]
+fn a_node_that_is_silent_accepts_nothing_and_keeps_its_connections() {
+    let mut peers = fleet(&[500, 100, 100]);
+    for peer in &mut peers {
+        (peer.report.accepts, peer.report.spare_accepts) = (1.0, Some(50.0));
+    }
+    peers[1].age = Duration::from_secs(5);
+    let seen = |peers: &[Peer]| {
+        let digest = digest(peers);
+        (digest.connections, digest.ready, digest.arrivals, digest.spare, digest.pauses)
+    };
+    assert_eq!(seen(&peers), (700, 3, 3.0, Some(150.0), vec![]));
+    peers[1].age = Duration::from_millis(5001);
+    assert_eq!(seen(&peers), (700, 3, 2.0, Some(100.0), vec![]));
+    // It is not known of any node with few that it could take them.
+    peers[2].age = Duration::from_secs(9);
+    assert_eq!(seen(&peers).4, [Pause::NoRoom]);
+}
+
+#[test]
+fn a_node_that_has_drained_claims_nothing() {
+    let mut peers = fleet(&[500, 0, 7, 9]);
+    peers[1..].iter_mut().for_each(|peer| peer.report.draining = true);
+    let seen = |peers: &[Peer]| (digest(peers).draining, digest(peers).emptying);
+    assert_eq!(seen(&peers), (3, Some(2)));
+    peers[3].age = Duration::from_secs(6);
+    assert_eq!(seen(&peers), (3, Some(1)));
+}
+
+#[test]
+fn nothing_is_moved_while_moved_connections_come_back_to_their_node() {
+    let start = Instant::now();
+    let ticks = |peers: &[Peer]| {
+        let mut coordinator = Coordinator::new(CoordinatorSettings::default(), 1);
+        coordinator.tick(start, peers);
+        let digest = coordinator.tick(start + Duration::from_secs(1), peers);
+        (digest.pauses, digest.budget)
+    };
+    let mut peers = fleet(&[6_000, 2_000, 2_000]);
+    (peers[0].report.settled, peers[0].report.returned) = (60.0, 55.0);
+    assert_eq!(ticks(&peers), (vec![Pause::Returning], 4.0), "a trial has a tenth of the budget");
+    peers[0].report.returned = 20.0;
+    assert_eq!(ticks(&peers), (vec![], 40.0), "a third of them by chance");
+    // A node of nine tenths of the fleet gets nine tenths of them back.
+    (peers[0].report.returned, peers[0].report.weight) = (54.0, 18.0);
+    assert_eq!(ticks(&peers).0, []);
+    let mut alone = fleet(&[1000]);
+    (alone[0].report.settled, alone[0].report.returned) = (60.0, 60.0);
+    assert_eq!(ticks(&alone).0, []);
+}
+
+#[test]
 fn a_rollout_is_a_pause() {
     let mut peers = fleet(&[500, 100, 100]);
     peers.iter_mut().for_each(|peer| peer.report.revision = "a".to_owned());

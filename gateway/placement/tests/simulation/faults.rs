@@ -1,4 +1,5 @@
-//! What happens while the coordinator, the writer of the open set or the nodes are not there.
+//! What happens while the coordinator, the writer of the open set or the nodes are not there, or what is in front works
+//! against them.
 
 use std::time::Duration;
 
@@ -64,4 +65,38 @@ fn nodes_that_die_all_the_time_do_not_unlevel_the_rest() {
     let (_, outcome) = run(Scenario { replace_every: 30, ..medium("a node dies every 30 s") });
     assert!(outcome.at(1200) <= 1.10, "{:.3}", outcome.at(1200));
     assert!(outcome.smallest_set >= 50, "{}", outcome.smallest_set);
+}
+
+/// Ten nodes that become twenty behind something that brings so many of the moved clients back to where they were.
+fn bound(name: &'static str, bound: f64) -> Scenario {
+    Scenario { bound, duration: 7200, ..Scenario::new(name, Policy::Random, 10, 20, 20_000) }.still()
+}
+
+#[test]
+fn clients_that_something_binds_to_their_node_are_not_moved_for_ever() {
+    let guarded = bound("all bound", 1.0);
+    let mut unguarded = bound("all bound, nobody looks", 1.0);
+    unguarded.settings.returning.batch = f64::INFINITY;
+    let (_, without) = run(unguarded);
+    let (_, outcome) = run(guarded);
+    // Each trial moves what the budget allows until the first batch is judged: 80 a second for some 15 s, then 8.
+    assert!(without.moved() > 100_000, "{}", without.moved());
+    assert!(outcome.moved() < 3_000, "{}", outcome.moved());
+    assert!(outcome.moved_in(3600..7200) < 500, "{} in the second hour", outcome.moved_in(3600..7200));
+    assert!(outcome.held_returning > 6_000, "{} s", outcome.held_returning);
+    assert!(outcome.holds.iter().any(|(why, _)| why.contains("came back to the node")), "{:?}", outcome.holds);
+}
+
+#[test]
+fn moving_goes_on_once_clients_are_bound_no_more() {
+    let (_, outcome) = run(Scenario { bound_until: 600, ..bound("bound for ten minutes", 1.0) });
+    assert!(outcome.at(600) > 1.9, "{:.3}", outcome.at(600));
+    assert!(outcome.at(3600) <= 1.12, "{:.3}", outcome.at(3600));
+}
+
+#[test]
+fn a_fleet_of_which_some_clients_are_bound_becomes_level() {
+    let (_, outcome) = run(bound("some bound", 0.3));
+    assert_eq!(outcome.held_returning, 0);
+    assert!(outcome.at(1200) <= 1.12, "{:.3}", outcome.at(1200));
 }

@@ -31,6 +31,10 @@ pub struct Scenario {
     pub faults: Vec<Fault>,
     /// When all nodes begin to be replaced by nodes of a new revision, a quarter of them at a time.
     pub rollout_at: Option<u64>,
+    /// The part of the clients that something in front brings back to the node they were moved from.
+    pub bound: f64,
+    /// From this second on none are.
+    pub bound_until: u64,
 }
 
 /// What goes wrong, and from which second to which.
@@ -68,6 +72,8 @@ impl Scenario {
             lag: 5,
             faults: Vec::new(),
             rollout_at: None,
+            bound: 0.0,
+            bound_until: u64::MAX,
         }
     }
 
@@ -108,6 +114,8 @@ pub struct Outcome {
     pub population: u64,
     /// The emptiest the open set of a proxy ever was.
     pub smallest_set: usize,
+    /// Seconds in which nothing was moved because moved connections came back to their node.
+    pub held_returning: u64,
     /// What the nodes said last about why they moved nothing, with how many did.
     pub holds: Vec<(String, usize)>,
 }

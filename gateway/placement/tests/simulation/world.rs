@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use backplane::NodeId;
 use placement::shed::Own;
-use placement::{Coordinator, Digest, Drain, Heard, OpenSet, Peer, Report, Shed, Shedder};
+use placement::{Coordinator, Digest, Drain, Heard, OpenSet, Pause, Peer, Report, Shed, Shedder};
 use uuid::Uuid;
 
 use crate::random::Chance;
@@ -20,6 +20,8 @@ use crate::scenario::{Fault, Outcome, Scenario};
 
 /// A client whose connection was closed is back within these seconds, at any time with equal probability.
 const RETURN_S: usize = 5;
+/// After this many seconds a node knows whether a client that it told to go is back.
+const SETTLED_S: usize = 10;
 /// A new node is ready after this many seconds.
 const START_S: u64 = 10;
 /// What a node could accept per second.
@@ -40,6 +42,8 @@ struct Node {
     young: VecDeque<u64>,
     accepted: u64,
     moved: u64,
+    /// Connections moved in each of the last seconds, and those of them that are back here.
+    fates: VecDeque<(u64, u64)>,
     /// What it reported in the last seconds, the newest last.
     reports: VecDeque<Reported>,
     lag: u64,
@@ -50,8 +54,17 @@ struct Reported {
     connections: u64,
     accepts: u64,
     moved: u64,
+    fates: (u64, u64),
     ready: bool,
     draining: bool,
+}
+
+/// A client that was told to go, in order to move it.
+#[derive(Clone, Copy)]
+struct Moved {
+    slot: usize,
+    generation: u64,
+    at: u64,
 }
 
 struct Written {
@@ -73,6 +86,8 @@ pub struct World<'a> {
     rows: Vec<(usize, u64)>,
     proxies: Proxies,
     returning: VecDeque<u64>,
+    /// Those among them that were moved, by the second in which they come.
+    moved: VecDeque<Vec<Moved>>,
     coordinators: [Coordinator; 2],
     writers: [OpenSet<(usize, u64)>; 2],
     in_flight: Vec<Written>,
@@ -111,6 +126,7 @@ impl<'a> World<'a> {
             rows: Vec::new(),
             proxies: Proxies::new(scenario.policy, slots),
             returning: VecDeque::from([0; RETURN_S + 1]),
+            moved: VecDeque::from(vec![Vec::new(); RETURN_S + 1]),
             coordinators: [coordinator(1), coordinator(2)],
             writers: [writer(), writer()],
             in_flight: Vec::new(),
@@ -147,6 +163,7 @@ impl<'a> World<'a> {
             young: VecDeque::from([0; YOUNG_S]),
             accepted: 0,
             moved: 0,
+            fates: VecDeque::from([(0, 0); SETTLED_S + 1]),
             reports: VecDeque::new(),
             lag: 1 + self.chance.below(self.scenario.lag as usize) as u64,
         }
@@ -293,23 +310,59 @@ impl<'a> World<'a> {
         let back = self.returning.pop_front().unwrap_or(0);
         self.returning.push_back(0);
         for _ in 0..fresh + back {
-            let proxy = self.chance.below(PROXIES);
-            let chosen = self.proxies.choose(proxy, &mut self.chance).filter(|slot| self.accepts(*slot));
-            match chosen {
-                Some(slot) => {
-                    self.proxies.add(slot, proxy, &mut self.chance);
-                    self.nodes[slot].accepted += 1;
-                }
-                None => {
-                    self.outcome.failed += 1;
-                    self.come_back(1);
-                }
+            if self.arrive(None).is_none() {
+                self.come_back(1);
+            }
+        }
+        let moved = self.moved.pop_front().unwrap_or_default();
+        self.moved.push_back(Vec::new());
+        for client in moved {
+            match self.arrive(Some(client)) {
+                Some(slot) => self.settle(client, slot),
+                None => self.come_back_moved(client),
             }
         }
         for node in &mut self.nodes {
             node.young.pop_front();
             node.young.push_back(node.accepted);
             self.outcome.peak_accepts = self.outcome.peak_accepts.max(node.accepted);
+        }
+    }
+
+    /// A client connects; the node that it gets.
+    fn arrive(&mut self, moved: Option<Moved>) -> Option<usize> {
+        let proxy = self.chance.below(PROXIES);
+        let bound = moved.filter(|client| self.is_bound(client)).map(|client| client.slot);
+        let chosen = bound.or_else(|| self.proxies.choose(proxy, &mut self.chance));
+        let Some(slot) = chosen.filter(|slot| self.accepts(*slot)) else {
+            self.outcome.failed += 1;
+            return None;
+        };
+        self.proxies.add(slot, proxy, &mut self.chance);
+        self.nodes[slot].accepted += 1;
+        Some(slot)
+    }
+
+    /// Whether something in front brings the client back to the node that it left.
+    fn is_bound(&mut self, client: &Moved) -> bool {
+        let Scenario { bound, bound_until, .. } = *self.scenario;
+        bound > 0.0
+            && self.second < bound_until.saturating_add(WARM_UP_S)
+            && self.nodes[client.slot].generation == client.generation
+            && self.is_ready(client.slot)
+            && self.chance.unit() < bound
+    }
+
+    /// Notes that a moved client is on this node now.
+    fn settle(&mut self, client: Moved, slot: usize) {
+        let node = &mut self.nodes[slot];
+        if slot != client.slot || node.generation != client.generation {
+            return;
+        }
+        // Of this second nothing was moved yet.
+        let age = (self.second - client.at) as usize;
+        if let Some(index) = node.fates.len().checked_sub(age) {
+            node.fates[index].1 += 1;
         }
     }
 
@@ -323,6 +376,25 @@ impl<'a> World<'a> {
         for _ in 0..connections {
             let delay = self.chance.below(RETURN_S);
             self.returning[delay] += 1;
+        }
+    }
+
+    fn come_back_moved(&mut self, client: Moved) {
+        let delay = self.chance.below(RETURN_S);
+        self.moved[delay].push(client);
+    }
+
+    /// Closes connections in order to move them.
+    fn shed(&mut self, slot: usize, connections: u64) {
+        for _ in 0..connections {
+            self.proxies.remove_any(slot, &mut self.chance);
+        }
+        let node = &mut self.nodes[slot];
+        let client = Moved { slot, generation: node.generation, at: self.second };
+        node.fates.pop_front();
+        node.fates.push_back((connections, 0));
+        for _ in 0..connections {
+            self.come_back_moved(client);
         }
     }
 
@@ -367,7 +439,7 @@ impl<'a> World<'a> {
             {
                 *holds.entry(hold.to_string()).or_default() += 1;
             }
-            self.close(slot, shed.close());
+            self.shed(slot, shed.close());
         }
         self.outcome.moves.push(total);
         self.outcome.holds = holds.into_iter().collect();
@@ -395,8 +467,13 @@ impl<'a> World<'a> {
             let allowed = 10.0 * window.map(|(_, budget, _)| *budget).fold(0.0, f64::max) + whole;
             self.outcome.budget_used = self.outcome.budget_used.max(moved as f64 / allowed.max(1.0));
         }
+        let is_returning = |heard: &VecDeque<(Digest, Instant)>| {
+            heard.back().is_some_and(|(digest, _)| digest.pauses.contains(&Pause::Returning))
+        };
+        self.outcome.held_returning += u64::from(self.heard.iter().any(is_returning));
         let returning: u64 = self.returning.iter().sum();
-        self.outcome.population = all + returning;
+        let moved: usize = self.moved.iter().map(Vec::len).sum();
+        self.outcome.population = all + returning + moved as u64;
     }
 
     fn finish(mut self) -> Outcome {

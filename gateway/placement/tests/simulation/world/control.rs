@@ -20,6 +20,7 @@ impl World<'_> {
                 connections,
                 accepts: node.accepted,
                 moved: node.moved,
+                fates: node.fates.front().copied().filter(|_| node.drain.is_none()).unwrap_or_default(),
                 ready: is_ready,
                 draining: node.drain.is_some(),
             });
@@ -41,11 +42,13 @@ impl World<'_> {
         }
         for (peer, (slot, _)) in self.table.iter_mut().zip(&self.rows) {
             let node = &self.nodes[*slot];
-            let Reported { connections, accepts, moved, ready, draining } = node.reports[seen(node).unwrap_or(0)];
+            let Reported { connections, accepts, moved, fates, ready, draining } =
+                node.reports[seen(node).unwrap_or(0)];
             peer.age = Duration::from_secs(node.lag + more);
             let report = &mut peer.report;
             (report.connections, report.ready, report.draining) = (connections, ready, draining);
             (report.accepts, report.moved) = (accepts as f64, moved as f64);
+            (report.settled, report.returned) = (fates.0 as f64, fates.1 as f64);
             report.spare_accepts = Some(ACCEPTS - accepts as f64);
             report.uptime_s = self.second.saturating_sub(node.ready_at) + if node.is_new_revision { 0 } else { 10_000 };
             report.placement_age_ms = None;
