@@ -76,6 +76,7 @@ pub struct Builder {
     dir: TempDir,
     config: Option<String>,
     listen: String,
+    internal_listen: String,
     command: Command,
 }
 
@@ -106,9 +107,8 @@ impl Gateway {
     /// A gateway without a configuration file.
     pub fn without_config() -> Builder {
         let dir = tempfile::Builder::new().prefix("evenkeel-test-").tempdir().expect("a temporary directory");
-        let mut command = command();
-        command.args(["--internal-listen", "127.0.0.1:0"]);
-        Builder { dir, config: None, listen: "127.0.0.1:0".to_owned(), command }
+        let anywhere = "127.0.0.1:0".to_owned();
+        Builder { dir, config: None, listen: anywhere.clone(), internal_listen: anywhere, command: command() }
     }
 
     /// A gateway with [`CONFIG`].
@@ -281,6 +281,13 @@ impl Builder {
         self
     }
 
+    /// Operators ask at this `host:port` instead of a free one.
+    #[must_use]
+    pub fn internal_listen(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.internal_listen);
+        self
+    }
+
     /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -302,7 +309,7 @@ impl Builder {
     /// With its log, when it ends or stays silent.
     pub fn start(mut self) -> Gateway {
         let turn = Turn::take();
-        self.command.args(["--listen", &self.listen]);
+        self.command.args(["--listen", &self.listen, "--internal-listen", &self.internal_listen]);
         if let Some(config) = &self.config {
             self.command.arg("--config").arg(write_config(self.dir.path(), config));
         }

@@ -8,6 +8,8 @@
 //! [`front`] a load balancer whose clients can be moved, [`balancer`] real ones with the configurations of `deploy/`, [`haproxy`] a real one that asks the agents of nodes, [`agent`] a process with real SDK clients, [`load`] publishes
 //! numbered messages, [`audit`] judges what clients were given, [`trial`] puts the last three together.
 //!
+//! For Kubernetes: [`pods`] is a small API server with gateways as pods, [`network`] gives them machines with addresses.
+//!
 //! No wait is a guess: every one ends with an event or fails at [`DEADLINE`].
 
 #![forbid(unsafe_code)]
@@ -27,6 +29,8 @@ pub mod haproxy;
 pub mod http;
 pub mod load;
 pub mod nats;
+pub mod network;
+pub mod pods;
 pub mod ports;
 mod process;
 pub mod redis;
@@ -55,6 +59,9 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
+/// The longest that something may take that waits by rules of its own, such as for a lease to run out.
+pub const PATIENCE: Duration = Duration::from_secs(80);
+
 /// How often [`until`] looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -63,11 +70,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// # Panics
 ///
 /// With `what` when it has not by [`DEADLINE`].
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let looking = async {
-        while !holds().await {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    };
-    within(what, looking).await;
+pub async fn until(what: &str, holds: impl AsyncFnMut() -> bool) {
+    within(what, look_until(holds)).await;
+}
+
+/// The same for what may take until [`PATIENCE`] ends.
+///
+/// # Panics
+///
+/// With `what` when it has not by then.
+pub async fn until_some_time(what: &str, holds: impl AsyncFnMut() -> bool) {
+    let is_late = tokio::time::timeout(PATIENCE, look_until(holds)).await.is_err();
+    assert!(!is_late, "nothing within {PATIENCE:?}: {what}");
+}
+
+async fn look_until(mut holds: impl AsyncFnMut() -> bool) {
+    while !holds().await {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }

@@ -1,19 +1,17 @@
 //! Real gateways as pods of a small API server: the slices list the ones with the fewest connections, one of them writes,
 //! and nothing that clients need depends on it.
 
-use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
-use apiserver::{ApiServer, Options};
+use apiserver::Options;
 use serde_json::{Value, json};
 use tests::api::send;
 use tests::client::Client;
-use tests::fleet::{Fleet, node};
+use tests::fleet::Fleet;
 use tests::gateway::Gateway;
+use tests::pods::{NAMESPACE, Pods, name, rebalancing, writer};
 use tests::store::{Kind, Store};
-use tests::{DEADLINE, until};
-
-/// Where everything is.
-const HERE: &str = "here";
+use tests::{until, until_some_time};
 
 /// Gateways. With three or fewer pods all are open, so there is one pod more, which has no gateway: nobody knows how full
 /// it is, and it counts as average.
@@ -27,63 +25,21 @@ const NOTHING_MOVES: &str = "[rebalance]\nmin_age = \"1h\"\n";
 
 /// A cluster with gateways in it.
 struct Cluster {
-    server: ApiServer,
+    pods: Pods,
     fleet: Fleet,
     _store: Store,
 }
 
-fn pod_name(number: usize) -> String {
-    format!("ws-{number}")
-}
-
-/// A pod that is ready, at a loopback address.
-fn pod(number: usize) -> Value {
-    let address = format!("127.0.1.{}", number + 1);
-    json!({
-        "metadata": { "labels": { "app": "evenkeel" } },
-        "spec": { "nodeName": "machine-1", "containers": [] },
-        "status": {
-            "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
-            "conditions": [{ "type": "Ready", "status": "True" }],
-        },
-    })
-}
-
 impl Cluster {
     async fn start(more: &str) -> Self {
-        let server = ApiServer::start(Options::default()).await;
-        let ports = json!([{ "name": "ws", "port": 80, "targetPort": 8000, "protocol": "TCP" }]);
-        server.put("services", HERE, "ws", json!({ "spec": { "ports": ports, "ipFamilies": ["IPv4"] } }));
-        server.put(
-            "services",
-            HERE,
-            "ws-all",
-            json!({ "spec": { "ports": ports, "selector": { "app": "evenkeel" } } }),
-        );
-        (0..=GATEWAYS).for_each(|number| drop(server.put("pods", HERE, &pod_name(number), pod(number))));
+        let pods = Pods::start(Options::default()).await;
+        (0..=GATEWAYS).for_each(|number| pods.add(number, Ipv4Addr::new(127, 0, 1, number as u8 + 1)));
         let store = Kind::Redis.volatile();
-        let way = store.config("") + more + "[kubernetes]\nkubeconfig = \"{dir}/kubeconfig\"\n";
-        let start = |number: usize| {
-            let name = pod_name(number);
-            let builder = node(&way).file("kubeconfig", &server.kubeconfig(&name, HERE));
-            // Clients are held and not read from, so they answer no ping.
-            let builder = builder.env("EVENKEEL_CLIENT__PING_INTERVAL", "10m");
-            builder.env("EVENKEEL_KUBERNETES__POD_NAME", &name).start()
-        };
+        let way = store.config("") + more;
+        // Clients are held and not read from, so they answer no ping.
+        let start = |number| pods.gateway(number, &way).env("EVENKEEL_CLIENT__PING_INTERVAL", "10m").start();
         let fleet = Fleet::of((0..GATEWAYS).map(start).collect()).await;
-        Self { server, fleet, _store: store }
-    }
-
-    /// The names of the pods that new connections go to.
-    fn published(&self) -> BTreeSet<String> {
-        let slices = self.server.objects("endpointslices", HERE);
-        let endpoints = slices.iter().flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
-        endpoints.map(|each| each["targetRef"]["name"].as_str().expect("a name").to_owned()).collect()
-    }
-
-    async fn until_published(&self, numbers: impl IntoIterator<Item = usize>) {
-        let wanted: BTreeSet<String> = numbers.into_iter().map(pod_name).collect();
-        self.server.until(&format!("{wanted:?} published"), DEADLINE * 4, |_| self.published() == wanted).await;
+        Self { pods, fleet, _store: store }
     }
 
     /// Fills the first gateway, and waits until the slices list just the two empty ones.
@@ -94,20 +50,13 @@ impl Cluster {
             client.subscribe("chat:all").await;
             clients.push(client);
         }
-        self.until_published([1, 2]).await;
+        self.pods.until_published([1, 2]).await;
         clients
     }
 
     /// The gateway that writes the slices, when there is one.
     async fn writer(&self, among: impl IntoIterator<Item = usize>) -> Option<usize> {
-        let mut writers = Vec::new();
-        for number in among {
-            if self.fleet[number].metric("gateway_openset_writer ").await == Some(1.0) {
-                writers.push(number);
-            }
-        }
-        assert!(writers.len() <= 1, "{writers:?} write");
-        writers.pop()
+        writer(among.into_iter().map(|number| (number, &self.fleet[number]))).await
     }
 
     async fn assert_all_are_ready(&self) {
@@ -117,11 +66,6 @@ impl Cluster {
     }
 }
 
-async fn rebalancing(node: &Gateway) -> String {
-    let facts = send(node.api().get(&format!("{}/v1/node", node.internal_http()))).await.json();
-    facts["rebalancing"].as_str().unwrap_or_default().to_owned()
-}
-
 async fn fleet_of(node: &Gateway) -> Value {
     send(node.api().get(&format!("{}/v1/cluster", node.internal_http()))).await.json()
 }
@@ -129,13 +73,13 @@ async fn fleet_of(node: &Gateway) -> Value {
 #[tokio::test]
 async fn new_connections_go_to_the_emptiest_and_a_stale_write_is_made_again() {
     let cluster = Cluster::start(NOTHING_MOVES).await;
-    cluster.until_published(0..=GATEWAYS).await;
+    cluster.pods.until_published(0..=GATEWAYS).await;
     let clients = cluster.fill_the_first().await;
     // What a proxy does that follows the slices: each new connection goes to one of the endpoints, in turn.
     let mut others = Vec::new();
     for user in 0..FULL / 2 {
         let open: Vec<usize> =
-            (0..GATEWAYS).filter(|number| cluster.published().contains(&pod_name(*number))).collect();
+            (0..GATEWAYS).filter(|number| cluster.pods.published().contains(&name(*number))).collect();
         let to = open[user % open.len()];
         others.push((to, cluster.fleet[to].connect(&format!("other-{user}")).await));
     }
@@ -166,15 +110,15 @@ async fn new_connections_go_to_the_emptiest_and_a_stale_write_is_made_again() {
     assert!(failed.is_some());
 
     // Somebody changes the slice between the look and the write of the writer.
-    cluster.server.before_next("patch", "endpointslices", |server| {
-        server.change("endpointslices", HERE, "ws-open-ipv4-0", |slice| {
+    cluster.pods.server.before_next("patch", "endpointslices", |server| {
+        server.change("endpointslices", NAMESPACE, "ws-open-ipv4-0", |slice| {
             slice["metadata"]["annotations"]["someone"] = json!("was here");
         });
     });
-    cluster.server.change("pods", HERE, &pod_name(2), |pod| pod["status"]["conditions"][0]["status"] = json!("False"));
-    cluster.until_published([0, 1, GATEWAYS]).await;
+    cluster.pods.set_ready(2, false);
+    cluster.pods.until_published([0, 1, GATEWAYS]).await;
     let is_refused = |call: &apiserver::Call| call.resource == "endpointslices" && call.code == 409;
-    assert!(cluster.server.calls().iter().any(is_refused));
+    assert!(cluster.pods.server.calls().iter().any(is_refused));
     until("the conflict to be counted", async || {
         cluster.fleet[writer].metric("gateway_openset_writes_total{result=\"conflict\"}").await >= Some(1.0)
     })
@@ -186,7 +130,7 @@ async fn new_connections_go_to_the_emptiest_and_a_stale_write_is_made_again() {
 async fn while_the_api_server_is_away_nodes_stay_ready_and_nothing_is_moved() {
     let cluster = Cluster::start("[placement]\npause_hold = \"1s\"\n[rebalance]\nmin_age = \"50s\"\n").await;
     let mut clients = cluster.fill_the_first().await;
-    cluster.server.kill();
+    cluster.pods.server.kill();
     // That is from 30 s after the last write on, when the connections are still too young to be moved.
     until_some_time("the fullest node to say why it moves nobody", async || {
         rebalancing(&cluster.fleet[0]).await.starts_with("not moved: the open set was last written")
@@ -207,7 +151,7 @@ async fn while_the_api_server_is_away_nodes_stay_ready_and_nothing_is_moved() {
     assert!(state["explanation"].as_str().is_some_and(|text| text.contains("open set")), "{state}");
     let moves = "gateway_moves_total{reason=\"level\"}";
     let before = cluster.fleet[0].metric(moves).await.expect("exported");
-    cluster.server.revive().await;
+    cluster.pods.server.revive().await;
     until_some_time("connections to be moved again", async || cluster.fleet[0].metric(moves).await > Some(before))
         .await;
     cluster.assert_all_are_ready().await;
@@ -221,31 +165,16 @@ async fn a_writer_that_leaves_hands_over_and_one_that_dies_is_replaced() {
     let first = cluster.writer(0..GATEWAYS).await.expect("one writes");
     cluster.fleet[first].terminate();
     assert_eq!(cluster.fleet[first].exit_code().await, 0);
-    cluster.server.remove("pods", HERE, &pod_name(first));
+    cluster.pods.remove(first);
     let rest: Vec<usize> = (0..GATEWAYS).filter(|number| *number != first).collect();
     until("another one to write", async || cluster.writer(rest.clone()).await.is_some()).await;
     // Three pods are left, and with so few all are open.
-    cluster.until_published((0..=GATEWAYS).filter(|number| *number != first)).await;
+    cluster.pods.until_published((0..=GATEWAYS).filter(|number| *number != first)).await;
     let second = cluster.writer(rest.clone()).await.expect("one writes");
     cluster.fleet[second].kill().await;
-    cluster.server.remove("pods", HERE, &pod_name(second));
+    cluster.pods.remove(second);
     let last = rest.into_iter().find(|number| *number != second).expect("one is left");
     until_some_time("the last one to write", async || cluster.writer([last]).await.is_some()).await;
-    cluster.until_published([last, GATEWAYS]).await;
+    cluster.pods.until_published([last, GATEWAYS]).await;
     drop(clients);
-}
-
-/// Like [`until`], for what takes longer than [`DEADLINE`] by its own rules.
-async fn until_some_time(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..4 {
-        let looking = async {
-            while !holds().await {
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-        };
-        if tokio::time::timeout(DEADLINE, looking).await.is_ok() {
-            return;
-        }
-    }
-    panic!("nothing within {:?}: {what}", DEADLINE * 4);
 }

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::server::ApiServer;
@@ -63,33 +64,49 @@ pub fn ruleset(front: SocketAddrV4, endpoints: &BTreeSet<SocketAddrV4>) -> Strin
 }
 
 /// Keeps the rules of one network namespace current. Ends with this; the rules stay, as those of a proxy that died.
-pub struct Proxy(JoinHandle<()>);
+pub struct Proxy {
+    task: JoinHandle<()>,
+    /// The endpoints that the rules are of; nothing before there are rules.
+    installed: watch::Receiver<Option<BTreeSet<SocketAddrV4>>>,
+}
 
 impl Proxy {
     /// Sends connections that are made to `front` in the network namespace `netns` (by its name in `ip netns`) to the
     /// endpoints of `service`. The caller must be root.
     pub fn start(server: ApiServer, namespace: &str, service: &str, netns: &str, front: SocketAddrV4) -> Self {
         let [namespace, service, netns] = [namespace, service, netns].map(str::to_owned);
-        Self(tokio::spawn(async move {
+        let (board, installed) = watch::channel(None);
+        let task = tokio::spawn(async move {
             let mut changes = server.changes();
-            let mut now = None;
             loop {
-                let wanted = endpoints(&server.objects("endpointslices", &namespace), &service);
-                if now.as_ref() != Some(&wanted) {
-                    install(&netns, &ruleset(front, &wanted)).expect("rules that nft takes");
-                    now = Some(wanted);
+                let wanted = Some(endpoints(&server.objects("endpointslices", &namespace), &service));
+                if let Some(endpoints) = wanted.as_ref().filter(|_| *board.borrow() != wanted) {
+                    install(&netns, &ruleset(front, endpoints)).expect("rules that nft takes");
+                    board.send_replace(wanted);
                 }
                 if changes.changed().await.is_err() {
                     return;
                 }
             }
-        }))
+        });
+        Self { task, installed }
+    }
+
+    /// Waits until new connections go to these endpoints and to no others.
+    ///
+    /// # Panics
+    ///
+    /// When the rules cannot be installed.
+    pub async fn until_sends_to(&self, endpoints: &BTreeSet<SocketAddrV4>) {
+        let mut installed = self.installed.clone();
+        let are_these = |installed: &Option<BTreeSet<SocketAddrV4>>| installed.as_ref() == Some(endpoints);
+        assert!(installed.wait_for(are_these).await.is_ok(), "the rules cannot be installed");
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 

@@ -1,5 +1,6 @@
 //! One `redis-server` process.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +28,7 @@ pub const APPEND_ONLY: &[&str] = &["--save", "", "--appendonly", "yes", "--appen
 /// A process that may be ended and started again on the same port, with the data it has written.
 pub struct Server {
     process: Child,
+    address: Ipv4Addr,
     port: u16,
     directory: TempDir,
     arguments: Vec<String>,
@@ -44,8 +46,15 @@ impl Server {
     ///
     /// When it does not start.
     pub fn start(settings: &[&str]) -> Self {
-        let rules = acl_line(USER, PREFIX).replacen("ACL SETUSER", "user", 1);
-        Self::with_file(&format!("{rules} >{PASSWORD}\n"), settings)
+        Self::with_file(&users(), settings)
+    }
+
+    /// The same on a [`Network`](crate::network::Network): other machines reach it at this address of the one that the
+    /// test is on.
+    pub fn start_at(address: Ipv4Addr, settings: &[&str]) -> Self {
+        // Otherwise only the own machine may use a server whose administrator has no password.
+        let settings = [settings, &["--protected-mode", "no"]].concat();
+        Self::with_file_at(address, &users(), &settings)
     }
 
     /// A server that is not there yet: it starts, with these settings, by [`Server::start_again`].
@@ -57,6 +66,10 @@ impl Server {
 
     /// Starts a server with this configuration file and these settings.
     pub(super) fn with_file(file: &str, settings: &[&str]) -> Self {
+        Self::with_file_at(Ipv4Addr::LOCALHOST, file, settings)
+    }
+
+    fn with_file_at(address: Ipv4Addr, file: &str, settings: &[&str]) -> Self {
         let turn = Turn::take();
         let directory = tempfile::Builder::new().prefix("evenkeel-redis-").tempdir().expect("a temporary directory");
         fs::write(directory.path().join("redis.conf"), file).expect("the temporary directory is writable");
@@ -65,8 +78,8 @@ impl Server {
         for _ in 0..20 {
             // Somebody may take the port before the server does.
             let port = free_port();
-            if let Some(process) = launch(&directory, port, &arguments, &log) {
-                return Self { process, port, directory, arguments, log, _turn: turn };
+            if let Some(process) = launch(&directory, address, port, &arguments, &log) {
+                return Self { process, address, port, directory, arguments, log, _turn: turn };
             }
         }
         panic!("redis-server does not start; is it installed?\n{}", said(&log));
@@ -79,7 +92,7 @@ impl Server {
 
     /// `host:port`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.address, self.port)
     }
 
     /// The configuration that leads a gateway here; further lines belong to its section `redis`.
@@ -106,7 +119,8 @@ impl Server {
     /// When it does not start.
     pub fn start_again(&mut self) {
         // Somebody may use the port for a moment, in vain.
-        let started = (0..50).find_map(|_| launch(&self.directory, self.port, &self.arguments, &self.log));
+        let launch = || launch(&self.directory, self.address, self.port, &self.arguments, &self.log);
+        let started = (0..50).find_map(|_| launch());
         self.process = started.unwrap_or_else(|| panic!("redis-server does not start again\n{}", said(&self.log)));
     }
 
@@ -159,16 +173,26 @@ impl Drop for Server {
     }
 }
 
+/// The user that gateways log in as.
+fn users() -> String {
+    let rules = acl_line(USER, PREFIX).replacen("ACL SETUSER", "user", 1);
+    format!("{rules} >{PASSWORD}\n")
+}
+
 fn said(log: &Log) -> String {
     log.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// `None` if the process ends instead of being ready.
-fn launch(directory: &TempDir, port: u16, arguments: &[String], log: &Log) -> Option<Child> {
+fn launch(directory: &TempDir, address: Ipv4Addr, port: u16, arguments: &[String], log: &Log) -> Option<Child> {
+    // The administrator is always on this machine.
+    let addresses = BTreeSet::from([Ipv4Addr::LOCALHOST, address]);
     let mut process = Command::new("redis-server")
         .arg(directory.path().join("redis.conf"))
         .args(arguments)
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--daemonize", "no", "--dir"])
+        .args(["--port", &port.to_string(), "--bind"])
+        .args(addresses.iter().map(Ipv4Addr::to_string))
+        .args(["--daemonize", "no", "--dir"])
         .arg(directory.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
