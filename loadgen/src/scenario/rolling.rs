@@ -386,7 +386,7 @@ mod tests {
         let (first, next) = (["--gateway-cmd", "old"], ["--next-gateway-cmd", "new"]);
         assert_eq!(commands(&first), [None]);
         let [old, new] = ["old", "new"].map(|name| Some(name.to_owned()));
-        assert_eq!(commands(&[first, next].concat()), [new.clone()]);
+        assert_eq!(commands(&[first, next].concat()), std::slice::from_ref(&new));
         assert_eq!(commands(&[&first[..], &next, &["--back"]].concat()), [new, old]);
         assert!(parse(&next).is_none() && parse(&[&first[..], &["--back"]].concat()).is_none());
     }
