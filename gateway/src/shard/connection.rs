@@ -354,10 +354,11 @@ mod tests {
     use super::*;
 
     /// Everything the shard keeps for an idle connection, its session included. Beside it stand the runtime's socket and
-    /// task, and a few small lists.
+    /// task, and a few small lists. With the two counts of its `Rc` it has the allocator's size class of 448 bytes, as
+    /// anything from 385 on.
     #[test]
     fn an_idle_connection_stays_small() {
         assert!(size_of::<Session>() <= 120, "{}", size_of::<Session>());
-        assert!(size_of::<Connection>() <= 392, "{}", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 400, "{}", size_of::<Connection>());
     }
 }
