@@ -35,7 +35,7 @@ use crate::proxy::Proxies;
 use crate::sessions::SessionSettings;
 use crate::sessions::store::Sessions;
 use crate::shard::IoLimits;
-use crate::shard::command::{Action, Applied, Command, Survey, Target};
+use crate::shard::command::{Action, Applied, Command, Survey, TakenOver, Target};
 use crate::shard::inbox::{Inbox, Item};
 
 /// What can change while the node runs: replaced as a whole on reload.
@@ -444,16 +444,13 @@ impl Node {
         self.sessions.get().cloned()
     }
 
-    /// Ends the connection that has had a session, on whichever node it is; true if there was one. Returns when it can do
-    /// nothing any more, or when its node does not answer: then it will notice by itself.
-    pub async fn take_over(&self, from: NodeId, user: &UserId, client: ClientId, generation: u64) -> bool {
+    /// Ends the connection that has had a session, on whichever node it is, and has it hand over what it had. Returns when
+    /// it can do nothing any more, or when its node does not answer: then it will notice by itself.
+    pub async fn take_over(&self, from: NodeId, user: &UserId, client: ClientId, generation: u64) -> Option<TakenOver> {
         if from.0 == self.uid {
-            return self.take_over_here(user, client, generation).await.unwrap_or(false);
+            return self.take_over_here(user, client, generation).await.ok().flatten();
         }
-        match self.commands.get() {
-            Some(commands) => commands.take_over(from, user, client, generation).await,
-            None => false,
-        }
+        self.commands.get()?.take_over(from, user, client, generation).await
     }
 
     /// The same on this node.
@@ -465,9 +462,11 @@ impl Node {
         user: &UserId,
         client: ClientId,
         generation: u64,
-    ) -> Result<bool, ShardTimeout> {
+    ) -> Result<Option<TakenOver>, ShardTimeout> {
         let command = |done| Command::TakeOver { user: user.clone(), client, generation, done };
-        Ok(self.ask(command).await?.contains(&true))
+        let answers = self.ask(command).await?.into_iter().flatten();
+        // A connection of an earlier generation may still be on another shard.
+        Ok(answers.max_by_key(|taken_over| taken_over.handed_over.is_some()))
     }
 
     /// Counts a call that must not be cut off by the end of the process, until the answer is dropped.

@@ -1,15 +1,19 @@
 //! Sessions that outlive a connection, over the nodes of a fleet.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::client::Client;
 use tests::fleet::Fleet;
 use tests::front::Front;
 use tests::gateway::Gateway;
+use tests::redis::{Server, VOLATILE};
 use tests::store::{Kind, Store};
 
 tests::on_every_store! {
     whoever_comes_back_on_another_node_was_never_away
+    what_is_not_written_yet_is_handed_over
     whoever_does_not_come_back_leaves_once
     a_node_that_drains_or_dies_takes_no_member_along
     whoever_lingers_outlives_all_nodes
@@ -24,6 +28,9 @@ tests::on_every_store! {
 }
 
 const SESSION: &str = "page-load-0001";
+
+/// Less than a client waits for its former node to hand over what it had.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Long enough to come back, short enough to be waited for.
 const SETTINGS: &str = "lease_ttl = \"3s\"\nlease_interval = \"1s\"\n[session]\npresence_grace = \"3s\"";
@@ -110,6 +117,74 @@ async fn whoever_comes_back_on_another_node_was_never_away(kind: Kind) {
     expect_nothing(&mut watcher, &fleet[1]).await;
     let resumed = fleet[1].metric("gateway_sessions_total{result=\"resumed\"}").await;
     assert_eq!(resumed, Some(2.0));
+}
+
+/// Records are written once a second. She is on another connection before that: while the old one is thought to live, or
+/// right after its end.
+async fn what_is_not_written_yet_is_handed_over(kind: Kind) {
+    let (_store, fleet) = fleet(kind).await;
+    let (mut ann, first) = connect(&fleet[0], "ann").await;
+    let (mut given, mut handed_over) = (Vec::new(), [0; 2]);
+    for round in 0.. {
+        let channel = format!("news:{round}");
+        fleet[round % 2].api().ok("subscribe", json!({ "user": "ann", "channel": channel })).await;
+        assert_eq!(ann.push().await["channel"], json!(channel));
+        given.push(channel);
+        let vanishes = round % 2 == 1;
+        let old = if vanishes {
+            ann.vanish();
+            None
+        } else {
+            Some(ann)
+        };
+        let began = Instant::now();
+        let (again, result) = connect(&fleet[[1, 0, 0][round % 3]], "ann").await;
+        let missing = |channel: &String| !result["subs"][channel].is_object();
+        assert_eq!(result["client"], first["client"], "in round {round}");
+        if began.elapsed() < PATIENCE {
+            let missing: Vec<_> = given.iter().filter(|channel| missing(channel)).collect();
+            assert!(missing.is_empty(), "{missing:?} in round {round}, vanished: {vanishes}");
+            handed_over[usize::from(vanishes)] += 1;
+        }
+        given.retain(|channel| !missing(channel));
+        ann = again;
+        drop(old);
+        // A last write is under way only for a moment: it takes some rounds to come back in it.
+        if round >= 15 && handed_over.iter().all(|rounds| *rounds >= 3) {
+            return;
+        }
+        assert!(round < 60, "too slow to be sure of anything: {handed_over:?}");
+    }
+}
+
+/// Her session is hers again, but its channels cannot be subscribed: what she came for is there the next time.
+#[tokio::test]
+async fn a_return_that_fails_takes_nothing_away() {
+    let redis = Server::start(VOLATILE);
+    let fleet = Fleet::start(&redis.config(SETTINGS), 2).await;
+    let (mut ann, first) = connect(&fleet[0], "ann").await;
+    fleet[0].api().ok("subscribe", json!({ "user": "ann", "channel": "news:dynamic" })).await;
+    assert_eq!(ann.push().await["channel"], json!("news:dynamic"));
+    ann.vanish();
+    until_ended(&fleet[0]).await;
+
+    // The connections for deliveries end and cannot be made again. Those for commands go on.
+    redis.forbid("hello");
+    redis.admin(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    let mut early = Client::open(&format!("{}?session={SESSION}", fleet[1].url())).await;
+    let token = tests::tokens::connection(json!({ "sub": "ann" }));
+    early.send_json(json!({ "id": 1, "connect": { "token": token } })).await;
+    let resumed = "gateway_sessions_total{result=\"resumed\"}";
+    tests::until("her session to be found", async || fleet[1].metric(resumed).await == Some(1.0)).await;
+    early.vanish();
+    tests::until("her connection to end", async || fleet[1].metric("gateway_connections ").await == Some(0.0)).await;
+    until_ended(&fleet[0]).await;
+
+    redis.allow("hello");
+    tests::until("deliveries to be back", async || fleet[1].metric("gateway_backplane_up").await == Some(1.0)).await;
+    let (_ann, again) = connect(&fleet[1], "ann").await;
+    assert_eq!(again["client"], first["client"]);
+    assert!(again["subs"]["news:dynamic"].is_object(), "{again}");
 }
 
 async fn whoever_does_not_come_back_leaves_once(kind: Kind) {

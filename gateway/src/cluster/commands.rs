@@ -16,7 +16,7 @@ use super::wire::{Answer, Call, Request, WireResult, encode};
 use super::{COMMANDS_KEPT, answers_channel, commands_channel};
 use crate::api::info::NodeInfo;
 use crate::metrics::COMMANDS;
-use crate::shard::command::{Action, Applied, Target};
+use crate::shard::command::{Action, Applied, TakenOver, Target};
 
 /// How long a caller waits for the answers of all nodes (design section 5).
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -125,12 +125,12 @@ impl Commands {
         Ok(infos)
     }
 
-    /// Has another node close the connection of a session; true if it had one. A node that is gone has none, and one that
-    /// does not answer is not waited for.
-    pub async fn take_over(&self, from: NodeId, user: &UserId, client: ClientId, generation: u64) -> bool {
+    /// Has another node close the connection of a session, and hand over what it had. `None` when it cannot be told: a node
+    /// that is gone is not asked, and one that does not answer is not waited for.
+    pub async fn take_over(&self, from: NodeId, user: &UserId, client: ClientId, generation: u64) -> Option<TakenOver> {
         match self.alive().await {
             Ok(alive) if alive.contains(&from) => {}
-            _ => return false,
+            _ => return None,
         }
         let id = rand::random();
         let (done, answered) = oneshot::channel();
@@ -143,12 +143,12 @@ impl Commands {
         let asked = self.backplane.publish(&answers_channel(from), publication, PublishOptions::default()).await;
         if let Err(error) = asked {
             tracing::debug!(%error, "another node could not be told of a takeover");
-            return false;
+            return None;
         }
         // Whether it completes or not, what there is decides.
         let _ = tokio::time::timeout(TAKE_OVER_TIMEOUT, answered).await;
-        let Some(question) = self.pending.lock().remove(&id) else { return false };
-        question.results.iter().any(|result| matches!(result, WireResult::Applied { matched, .. } if *matched > 0))
+        let question = self.pending.lock().remove(&id)?;
+        question.results.into_iter().find_map(WireResult::taken_over)
     }
 
     /// An answer has come.
@@ -224,7 +224,10 @@ impl Commands {
             match result {
                 WireResult::Failed(why) => return Err(AskError::Failed(why.clone())),
                 WireResult::Unknown => return Err(AskError::Failed("a node of a newer version".to_owned())),
-                WireResult::Applied { .. } | WireResult::Channels(_) | WireResult::Info(_) => {}
+                WireResult::Applied { .. }
+                | WireResult::TakenOver { .. }
+                | WireResult::Channels(_)
+                | WireResult::Info(_) => {}
             }
         }
         Ok(question.results)

@@ -19,7 +19,7 @@ use super::{COMMANDS_KEPT, answers_channel, commands_channel, digest_channel};
 use crate::api::glob::Glob;
 use crate::metrics::COMMAND_GAPS;
 use crate::node::Node;
-use crate::shard::command::{Action, Applied};
+use crate::shard::command::Action;
 
 /// How often the position is compared with the backplane's although nothing seems missing.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
@@ -237,7 +237,7 @@ fn asked(node: &Arc<Node>, commands: &Arc<Commands>, call: Call) {
         let result = match call.request {
             Request::TakeOver { user, client, generation } => {
                 match node.take_over_here(&UserId::from(user), ClientId(client), generation).await {
-                    Ok(found) => Applied { matched: usize::from(found), already_subscribed: 0 }.into(),
+                    Ok(taken_over) => taken_over.into(),
                     Err(error) => WireResult::Failed(error.to_string()),
                 }
             }

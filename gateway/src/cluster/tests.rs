@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backplane::fault::{FaultyBackplane, Network, NodeLink, Pause};
 use backplane::memory::{MemoryBackplane, MemoryLimits};
-use backplane::{Backplane, ChannelName, Disturbance, Members, NodeId, UserId};
+use backplane::{Backplane, ChannelName, ClientId, Disturbance, Members, NodeId, UserId};
 use parking_lot::Mutex;
 use placement::CoordinatorSettings;
 
@@ -15,7 +15,9 @@ use super::follow::Follower;
 use super::roster::Roster;
 use crate::api::glob::Glob;
 use crate::node::{Node, NodeOptions};
-use crate::shard::command::{Action, Applied, Command, Survey, Target};
+use crate::sessions::record::HandedOver;
+use crate::sessions::verdict::Verdicts;
+use crate::shard::command::{Action, Applied, Command, Survey, TakenOver, Target};
 use crate::shard::inbox::{Inbox, InboxLimits, Item};
 
 /// One node of the fleet.
@@ -73,7 +75,7 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Vec<Action>>>) {
                     let _ = done.send(survey);
                 }
                 Command::TakeOver { generation, done, .. } => {
-                    let _ = done.send(generation == 7);
+                    let _ = done.send((generation == 7).then(taken_over));
                 }
                 Command::StopAccepting { .. }
                 | Command::CloseSome { .. }
@@ -84,6 +86,11 @@ async fn shard(inbox: Arc<Inbox>, told: Arc<Mutex<Vec<Action>>>) {
             }
         }
     }
+}
+
+fn taken_over() -> TakenOver {
+    let handed_over = HandedOver { subs: Vec::new(), verdicts: Some(Verdicts::default()) };
+    TakenOver { was_open: true, handed_over: Some(handed_over) }
 }
 
 fn network() -> Network {
@@ -129,6 +136,21 @@ async fn a_command_reaches_every_node_once_and_all_answer() {
     let infos = c.node.info().await.expect("all nodes answer");
     let names: Vec<_> = infos.iter().map(|info| info.name.as_str()).collect();
     assert_eq!(names, ["node-0", "node-1", "node-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_taken_over_with_what_it_had() {
+    let network = network();
+    let [a, b] = peers(&network).await;
+    let (user, client, id) = (UserId::from("u"), ClientId::random(), NodeId(b.node.uid));
+    for asking in [&a, &b] {
+        let taken_over = asking.node.take_over(id, &user, client, 7).await.expect("it is there");
+        assert!(taken_over.was_open && taken_over.handed_over.is_some(), "{taken_over:?}");
+        let other = asking.node.take_over(id, &user, client, 8).await;
+        assert!(other.is_none_or(|other| !other.was_open && other.handed_over.is_none()));
+    }
+    b.link.pause(Pause::Hang);
+    assert_eq!(a.node.take_over(id, &user, client, 7).await, None, "it is not waited for");
 }
 
 #[tokio::test(start_paused = true)]

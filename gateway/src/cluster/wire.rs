@@ -15,7 +15,8 @@ use session::io::{Overrides, ServerSubscribe};
 use uuid::Uuid;
 
 use crate::api::info::NodeInfo;
-use crate::shard::command::{Action, Applied, Refresh, Target};
+use crate::sessions::record::HandedOver;
+use crate::shard::command::{Action, Applied, Refresh, TakenOver, Target};
 
 /// Changes only when an older node must not read what a newer one says.
 const VERSION: u32 = 1;
@@ -65,6 +66,12 @@ pub(super) enum WireResult {
     Applied {
         matched: usize,
         already_subscribed: usize,
+    },
+    /// Of [`Request::TakeOver`]. Earlier versions say how many they have `Applied` it to.
+    TakenOver {
+        was_open: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        handed_over: Option<Box<HandedOver>>,
     },
     Channels(BTreeMap<String, usize>),
     Info(Box<NodeInfo>),
@@ -170,6 +177,30 @@ impl From<Applied> for WireResult {
     }
 }
 
+impl From<Option<TakenOver>> for WireResult {
+    fn from(taken_over: Option<TakenOver>) -> Self {
+        match taken_over {
+            Some(TakenOver { was_open, handed_over }) => {
+                Self::TakenOver { was_open, handed_over: handed_over.map(Box::new) }
+            }
+            None => Self::TakenOver { was_open: false, handed_over: None },
+        }
+    }
+}
+
+impl WireResult {
+    /// What it says of a takeover; `None` when it could not be told.
+    pub(super) fn taken_over(self) -> Option<TakenOver> {
+        match self {
+            Self::TakenOver { was_open, handed_over } => {
+                Some(TakenOver { was_open, handed_over: handed_over.map(|handed_over| *handed_over) })
+            }
+            Self::Applied { matched, .. } => Some(TakenOver { was_open: matched > 0, handed_over: None }),
+            Self::Channels(_) | Self::Info(_) | Self::Failed(_) | Self::Unknown => None,
+        }
+    }
+}
+
 impl From<Target> for WireTarget {
     fn from(target: Target) -> Self {
         let Target { user, client, except } = target;
@@ -271,6 +302,7 @@ impl From<WireSubscribe> for ServerSubscribe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sessions::verdict::Verdicts;
 
     fn target() -> Target {
         Target { user: "u\"\u{e9}".into(), client: Some("x".to_owned()), except: vec![ClientId::random()] }
@@ -308,6 +340,21 @@ mod tests {
         }
         let there_and_back = Target::from(WireTarget::from(target()));
         assert_eq!((there_and_back.user, there_and_back.except.len()), (target().user, 1));
+    }
+
+    #[test]
+    fn what_is_handed_over_arrives_and_an_earlier_version_hands_nothing_over() {
+        let handed_over = Some(HandedOver { subs: Vec::new(), verdicts: Some(Verdicts::default()) });
+        let taken_over = Some(TakenOver { was_open: true, handed_over });
+        let arrived = |result| {
+            let bytes = encode(&Answer::new(1, NodeId(Uuid::nil()), result));
+            Answer::decode(&bytes).expect("what was encoded").result.taken_over()
+        };
+        assert_eq!(arrived(taken_over.clone().into()), taken_over);
+        let nothing = |was_open| Some(TakenOver { was_open, handed_over: None });
+        assert_eq!(arrived(None.into()), nothing(false));
+        assert_eq!(arrived(Applied { matched: 1, already_subscribed: 0 }.into()), nothing(true));
+        assert_eq!(arrived(WireResult::Failed("no".to_owned())), None);
     }
 
     #[test]

@@ -76,6 +76,17 @@ pub struct Sub {
     has: u8,
 }
 
+/// What a connection had when another one took its session over: all of what its record may not have yet.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
+pub struct HandedOver {
+    /// As in [`Record::subs`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subs: Vec<Sub>,
+    /// As in [`Record::verdicts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<Verdicts>,
+}
+
 /// Why a record cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -157,6 +168,15 @@ impl Record {
     /// As it is stored.
     pub fn encode(&self) -> Bytes {
         serde_json::to_vec(self).expect("a record has text for keys and finite numbers").into()
+    }
+
+    /// Takes what the former connection has handed over, for a client that has its session again. What the application
+    /// has said is taken only where it is yet to be seen that it still counts (`is_reminded` of [`Claim::Granted`]).
+    pub fn hand_over(&mut self, handed_over: HandedOver, is_reminded: bool) {
+        self.subs = handed_over.subs;
+        if is_reminded {
+            self.verdicts = handed_over.verdicts;
+        }
     }
 
     /// The subscriptions that the server API had made, for a client that comes back.
@@ -359,6 +379,20 @@ mod tests {
                 claim(Some((forked.clone(), is_revoked)), client(2), node(2), Bytes::new(), Proof::Own),
                 Claim::Forked
             );
+        }
+    }
+
+    #[test]
+    fn what_is_handed_over_is_newer_than_what_was_written() {
+        let [written, newer] = [(); 2].map(|()| Some(Verdicts::default()));
+        let record = Record { verdicts: written.clone(), ..stored() };
+        let handed_over = HandedOver { subs: record.subs[1..].to_vec(), verdicts: newer.clone() };
+        let encoded = serde_json::to_vec(&handed_over).expect("JSON");
+        assert_eq!(serde_json::from_slice::<HandedOver>(&encoded).expect("what was encoded"), handed_over);
+        for (is_reminded, verdicts) in [(true, newer), (false, written)] {
+            let mut resumed = record.clone();
+            resumed.hand_over(handed_over.clone(), is_reminded);
+            assert_eq!(resumed, Record { subs: handed_over.subs.clone(), verdicts, ..record.clone() });
         }
     }
 

@@ -10,6 +10,7 @@ use session::io::ServerSubscribe;
 use tokio::sync::oneshot;
 
 use crate::placing::MoveRule;
+use crate::sessions::record::HandedOver;
 
 /// Which connections a command means.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,6 +67,15 @@ pub struct Applied {
     pub already_subscribed: usize,
 }
 
+/// What became of the connection whose session another one takes over.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TakenOver {
+    /// It was open until then.
+    pub was_open: bool,
+    /// What it had; `None` when the record has it.
+    pub handed_over: Option<HandedOver>,
+}
+
 /// Numbers of one shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ShardCounts {
@@ -106,8 +116,8 @@ pub enum Command {
         client: ClientId,
         /// Of the new connection; those of earlier generations are meant.
         generation: u64,
-        /// Whether there was one; answered once it can do nothing any more.
-        done: oneshot::Sender<bool>,
+        /// `None` if there was none; answered once it can do nothing any more.
+        done: oneshot::Sender<Option<TakenOver>>,
     },
     /// Report what is here.
     Survey {

@@ -67,8 +67,7 @@ impl Shard {
                 Some(Work::Input(connection, input)) => self.feed(&connection, input),
                 Some(Work::Output(connection, output)) => self.carry_out(&connection, output),
                 Some(Work::Effect(effect)) => self.effect(effect),
-                // Nobody may be waiting any more.
-                Some(Work::Acknowledge(done)) => _ = done.send(true),
+                Some(Work::Acknowledge(waiting)) => waiting.answer(),
                 None if self.send_interest() => {}
                 None => return,
             }

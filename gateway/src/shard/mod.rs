@@ -39,7 +39,7 @@ use self::connection::{Arrival, Connection, ConnectionTask, Phase};
 use self::inbox::Inbox;
 use self::interest::Gathered;
 use self::losses::Losses;
-use self::resume::Resumables;
+use self::resume::{Departed, Resumables};
 use self::users::Users;
 use self::wheel::Wheel;
 use crate::hub::shard_hub::HubCounters;
@@ -75,7 +75,7 @@ enum Work {
     Output(Rc<Connection>, Output),
     Effect(Effect),
     /// Tell whoever waits that what was queued before is done.
-    Acknowledge(tokio::sync::oneshot::Sender<bool>),
+    Acknowledge(Box<resume::Waiting>),
 }
 
 /// One core's worth of gateway. Lives on its own thread.
@@ -90,6 +90,7 @@ pub struct Shard {
     next_generation: Cell<u32>,
     users: RefCell<Users>,
     resumables: RefCell<Resumables>,
+    departed: RefCell<Departed>,
     losses: RefCell<Losses>,
     reads_under_way: Cell<usize>,
     reads_waiting: RefCell<VecDeque<Effect>>,
@@ -139,6 +140,7 @@ impl Shard {
             next_generation: Cell::new(0),
             users: RefCell::default(),
             resumables: RefCell::default(),
+            departed: RefCell::default(),
             losses: RefCell::new(Losses::new(hub.losses_per_tick)),
             reads_under_way: Cell::new(0),
             reads_waiting: RefCell::default(),

@@ -135,6 +135,16 @@ impl Server {
         process::signal(process::id(&self.process), Signal::SIGCONT);
     }
 
+    /// Takes a command away from the user of the gateways.
+    pub fn forbid(&self, command: &str) {
+        self.admin(&["ACL", "SETUSER", USER, &format!("-{command}")]);
+    }
+
+    /// The end of [`Server::forbid`].
+    pub fn allow(&self, command: &str) {
+        self.admin(&["ACL", "SETUSER", USER, &format!("+{command}")]);
+    }
+
     /// Runs a command as administrator.
     ///
     /// # Panics
