@@ -118,7 +118,7 @@ class Configuration(kit.Check):
     def test_the_guide_gives_it_a_configuration(self):
         guide = (kit.DEPLOY / "README.md").read_text(encoding="utf-8")
         examples = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
-        self.assertEqual(len(examples), 1)
+        self.assertEqual(len(examples), 2)
         for example in examples:
             self.check_config(example, {"EVENKEEL_API_KEY": "a" * 24, "EVENKEEL_TOKEN_HMAC_SECRET": "b" * 32})
 

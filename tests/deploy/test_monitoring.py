@@ -125,7 +125,8 @@ class Exported(kit.Check):
                 self.assertEqual(labels - series[name] - TARGET_LABELS, set(), "labels that it does not have")
 
     def test_what_only_pods_export_is_asserted_where_there_are_some(self):
-        asserted = (kit.ROOT / "tests" / "tests" / "kubernetes_openset.rs").read_text(encoding="utf-8")
+        sources = [kit.ROOT / "tests" / name for name in ["tests/kubernetes_openset.rs", "src/pods.rs"]]
+        asserted = "".join(source.read_text(encoding="utf-8") for source in sources)
         self.assertEqual({name for name in OF_PODS if f'"{name}' not in asserted}, set())
         asked = {name for _, expression in queries() for name, _ in selectors(expression)}
         self.assertEqual(OF_PODS - asked, set(), "asked for by nobody")
