@@ -76,6 +76,13 @@ pub enum Pause {
     Unknown,
 }
 
+#[cfg(test)]
+impl Pause {
+    /// Every reason that this version knows.
+    pub(crate) const KNOWN: [Self; 6] =
+        [Self::Rollout, Self::NoRoom, Self::Refusals, Self::Busy, Self::NotReturning, Self::Returning];
+}
+
 impl fmt::Display for Pause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -253,14 +260,7 @@ mod tests {
             budget: LARGEST,
             excess: LARGEST,
             revision: "r".repeat(crate::report::REVISION_BYTES),
-            pauses: vec![
-                Pause::Rollout,
-                Pause::NoRoom,
-                Pause::Refusals,
-                Pause::Busy,
-                Pause::NotReturning,
-                Pause::Returning,
-            ],
+            pauses: Pause::KNOWN.to_vec(),
             open_set: true,
             placement_age_ms: Some(999_999_999),
             candidates: vec![key; crate::candidates::CANDIDATES],

@@ -119,16 +119,7 @@ fn nothing_is_shed_when_the_last_write_of_the_open_set_is_old() {
 
 #[test]
 fn nothing_is_shed_during_a_rollout_or_any_other_pause() {
-    let pauses = [
-        Pause::Rollout,
-        Pause::NoRoom,
-        Pause::Refusals,
-        Pause::Busy,
-        Pause::NotReturning,
-        Pause::Returning,
-        Pause::Unknown,
-    ];
-    for pause in pauses {
+    for pause in Pause::KNOWN.into_iter().chain([Pause::Unknown]) {
         let paused = Digest { pauses: vec![pause], ..digest() };
         let held = verdict(2000, &paused, 0.0);
         assert_eq!(held, Shed::Held(Hold::Paused(pause)));
