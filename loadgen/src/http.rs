@@ -1,6 +1,12 @@
 //! As much HTTP/1.1 as a load generator needs: the WebSocket handshake and answers to API calls.
 
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
 use thiserror::Error;
+
+use crate::target::Target;
 
 /// Longest head of a response, in bytes. Servers answer with a few hundred.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -135,6 +141,34 @@ pub fn read_answer(input: &[u8]) -> Result<Option<Answer<'_>>, HttpError> {
     let length = length.filter(|length| *length <= BODY_BYTES_MAX).ok_or(HttpError::BodyLength)?;
     let len = head.len + length;
     Ok(input.get(head.len..len).map(|body| Answer { code, status, body, len }))
+}
+
+/// Sends a request on a connection of its own, and reads until `find` has found in the answer what is wanted. Connecting,
+/// writing and each read may take `patience`.
+///
+/// # Errors
+/// When something takes longer, the answer ends before, or `find` fails.
+pub fn exchange<T>(
+    target: &Target,
+    request: &[u8],
+    patience: Duration,
+    find: impl Fn(&[u8]) -> Result<Option<T>, HttpError>,
+) -> io::Result<T> {
+    let mut socket = TcpStream::connect_timeout(&target.address, patience)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.set_write_timeout(Some(patience))?;
+    socket.write_all(request)?;
+    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = socket.read(&mut buffer)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.extend_from_slice(&buffer[..count]);
+        if let Some(found) = find(&answer).map_err(io::Error::other)? {
+            return Ok(found);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,15 +2,14 @@
 //! clients are in each channel with presence, and how many subscribers it has over all nodes, which each node finds out by
 //! asking the others.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::client::plan::{Plan, Publishing};
-use crate::http::{append_post, read_answer};
+use crate::http::{append_post, exchange, read_answer};
 use crate::progress::pause;
 use crate::target::Target;
 
@@ -93,23 +92,12 @@ impl Census {
     }
 
     fn ask(&self, api: &Target, method: &str, params: &Value) -> io::Result<Value> {
-        let mut socket = TcpStream::connect_timeout(&api.address, ANSWER_PATIENCE)?;
-        socket.set_read_timeout(Some(ANSWER_PATIENCE))?;
-        socket.set_write_timeout(Some(ANSWER_PATIENCE))?;
         let (path, mut request) = (format!("{}/{method}", api.path), Vec::new());
         append_post(&api.host, &path, self.key.as_deref(), params.to_string().as_bytes(), &mut request);
-        socket.write_all(&request)?;
-        let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
-        loop {
-            let count = socket.read(&mut buffer)?;
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            answer.extend_from_slice(&buffer[..count]);
-            if let Some(answer) = read_answer(&answer).map_err(io::Error::other)? {
-                return Ok(serde_json::from_slice(answer.body)?);
-            }
-        }
+        let body = exchange(api, &request, ANSWER_PATIENCE, |answer| {
+            Ok(read_answer(answer)?.map(|answer| answer.body.to_vec()))
+        })?;
+        Ok(serde_json::from_slice(&body)?)
     }
 }
 
@@ -130,6 +118,7 @@ impl Counted {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
 
     use super::*;

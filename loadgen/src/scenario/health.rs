@@ -1,6 +1,6 @@
 //! Asking nodes whether they take new connections, as a load balancer does.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::client::nodes::Nodes;
-use crate::http::Head;
+use crate::http::{Head, exchange};
 use crate::target::Target;
 
 /// How often each node is asked.
@@ -37,23 +37,10 @@ impl Health {
 
 /// The status of a GET request.
 fn status(target: &Target) -> io::Result<u16> {
-    let mut socket = TcpStream::connect_timeout(&target.address, PATIENCE)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", target.path, target.host);
-    socket.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    loop {
-        let mut buffer = [0; 1024];
-        let count = socket.read(&mut buffer)?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        answer.extend_from_slice(&buffer[..count]);
-        let head = Head::parse(&answer).map_err(io::Error::other)?;
-        if let Some(head) = head {
-            return Ok(head.status().map_err(io::Error::other)?.0);
-        }
-    }
+    exchange(target, request.as_bytes(), PATIENCE, |answer| {
+        Head::parse(answer)?.map(|head| Ok(head.status()?.0)).transpose()
+    })
 }
 
 /// Keeps [`Nodes`] up to date until it is dropped.
@@ -94,6 +81,7 @@ impl Drop for HealthWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
 
     #[test]
