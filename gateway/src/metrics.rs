@@ -29,6 +29,8 @@ pub const PUBLISH_SECONDS: &str = "gateway_publish_seconds";
 pub const PUBLISH_ERRORS: &str = "gateway_publish_errors_total";
 /// Time from a delivery's arrival on this node until it was written to every local subscriber.
 pub const FANOUT_SECONDS: &str = "gateway_fanout_seconds";
+/// Connections that wait until a handshake with them begins.
+pub const HANDSHAKES_WAITING: &str = "gateway_handshakes_waiting";
 /// Bytes queued for peers that do not keep up.
 pub const QUEUE_BYTES: &str = "gateway_queue_bytes";
 /// Writes that a socket did not take at once.
@@ -196,6 +198,7 @@ fn describe() {
     describe_histogram!(PUBLISH_SECONDS, Unit::Seconds, "Time until the backplane acknowledged a publish.");
     describe_counter!(PUBLISH_ERRORS, "Publishes that the backplane did not acknowledge.");
     describe_histogram!(FANOUT_SECONDS, Unit::Seconds, "Time from arrival on this node to the last local write.");
+    describe_gauge!(HANDSHAKES_WAITING, "Connections that wait until a handshake with them begins.");
     describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Bytes queued for peers that do not keep up.");
     describe_counter!(WRITES_QUEUED, "Writes that a socket did not take at once.");
     describe_gauge!(BACKPLANE_UP, "1 while the backplane can be reached.");
@@ -486,6 +489,7 @@ pub struct ShardMeters {
     overflows_total: Counter,
     recoveries_total: Counter,
     recovery_reads_total: Counter,
+    handshakes_waiting: Gauge,
     queue_bytes: Gauge,
     channels: Gauge,
     subscriptions: Gauge,
@@ -494,6 +498,8 @@ pub struct ShardMeters {
 /// What a shard adds to the node's gauges.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ShardGauges {
+    /// Connections that wait until a handshake with them begins.
+    pub handshakes_waiting: usize,
     /// Bytes queued for slow peers.
     pub queue_bytes: usize,
     /// Channels held.
@@ -523,6 +529,7 @@ impl ShardMeters {
             overflows_total: counter!(HOLD_BACK_OVERFLOWS),
             recoveries_total: counter!(RECOVERIES),
             recovery_reads_total: counter!(RECOVERY_READS),
+            handshakes_waiting: gauge!(HANDSHAKES_WAITING),
             queue_bytes: gauge!(QUEUE_BYTES),
             channels: gauge!(CHANNELS),
             subscriptions: gauge!(SUBSCRIPTIONS),
@@ -585,6 +592,7 @@ impl ShardMeters {
     /// Several shards share a gauge, so each adds what changed.
     pub(crate) fn report_gauges(&self, before: &ShardGauges, now: &ShardGauges) {
         let change = |before: usize, now: usize| now as f64 - before as f64;
+        self.handshakes_waiting.increment(change(before.handshakes_waiting, now.handshakes_waiting));
         self.queue_bytes.increment(change(before.queue_bytes, now.queue_bytes));
         self.channels.increment(change(before.channels, now.channels));
         self.subscriptions.increment(change(before.subscriptions, now.subscriptions));

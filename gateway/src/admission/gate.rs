@@ -22,6 +22,7 @@ pub struct Gate {
     in_flight_max: usize,
     handshakes: Cell<usize>,
     others: Cell<usize>,
+    waiting: Cell<usize>,
     bucket: RefCell<Bucket>,
 }
 
@@ -36,6 +37,7 @@ impl Gate {
             in_flight_max,
             handshakes: Cell::new(0),
             others: Cell::new(0),
+            waiting: Cell::new(0),
             bucket: RefCell::new(Bucket::new(settings.rate, settings.ramp)),
         })
     }
@@ -54,10 +56,25 @@ impl Gate {
         self.handshakes.get() > self.in_flight_max
     }
 
+    /// Whether one more handshake may be under way.
+    pub fn has_room(&self) -> bool {
+        self.handshakes.get() < self.in_flight_max
+    }
+
     /// Whether not even a refusal can be afforded: a quarter more than the bound. Between the two, connections are
     /// accepted and read, as they may call the API.
     pub fn is_full(&self) -> bool {
         self.handshakes.get() >= self.in_flight_max + self.in_flight_max.div_ceil(4)
+    }
+
+    /// Notes how many connections wait until a handshake with them begins.
+    pub fn set_waiting(&self, waiting: usize) {
+        self.waiting.set(waiting);
+    }
+
+    /// How many connections wait until a handshake with them begins.
+    pub fn waiting(&self) -> usize {
+        self.waiting.get()
     }
 
     /// Takes one of the tokens for upgrade requests.

@@ -115,6 +115,7 @@ fn start(
         router: public_routes,
         tls: options.tls,
         handshake: options.handshake,
+        shards: options.shards,
         addresses: Arc::new(options.addresses),
     };
     let (failed, failures) = mpsc::channel();

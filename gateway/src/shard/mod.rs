@@ -42,6 +42,7 @@ use self::losses::Losses;
 use self::resume::{Departed, Resumables};
 use self::users::Users;
 use self::wheel::Wheel;
+use crate::admission::Gate;
 use crate::hub::shard_hub::HubCounters;
 use crate::hub::{ConnKey, Effect, Hub, HubSettings};
 use crate::metrics::{ShardGauges, ShardMeters};
@@ -368,8 +369,12 @@ impl Shard {
             self.shrink_spare();
             let hub = self.hub.borrow();
             let queue_bytes = self.connections.borrow().iter().map(|(_, connection)| connection.queued_bytes()).sum();
-            let gauges =
-                ShardGauges { queue_bytes, channels: hub.channel_count(), subscriptions: hub.subscription_count() };
+            let gauges = ShardGauges {
+                handshakes_waiting: Gate::current().map_or(0, |gate| gate.waiting()),
+                queue_bytes,
+                channels: hub.channel_count(),
+                subscriptions: hub.subscription_count(),
+            };
             self.meters.report_gauges(&reported.gauges, &gauges);
             reported.gauges = gauges;
         }

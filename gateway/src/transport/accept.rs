@@ -1,4 +1,4 @@
-//! One listener per shard on the same port (SO_REUSEPORT), and the loop that accepts from it.
+//! One listener per shard on the same port (SO_REUSEPORT), and the loop that begins a handshake with each who comes.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
@@ -16,10 +16,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
+use super::arrivals::{Arrival, Arrivals};
 use super::client_address::{AddressRules, ClientAddress};
 use super::proxy_protocol;
 use super::upgrade::CONNECTION_PATHS;
@@ -28,12 +29,20 @@ use crate::config::Handshake;
 use crate::metrics::CONNECTS;
 use crate::node::Node;
 
-/// Connections the kernel may hold for us between two accepts. A reconnect storm arrives within milliseconds.
+/// Connections the kernel may hold for us until we take them, as far as it allows. A reconnect storm arrives within
+/// milliseconds.
 const BACKLOG: i32 = 4096;
 
-/// Connections accepted before those that were accepted earlier get their turn. In a storm many more wait in the backlog: to
-/// take them all at once would crowd the handshakes that are under way, and most would have to be refused.
-const ACCEPTS_PER_TURN: usize = 16;
+/// Handshakes begun before those that are under way get their turn. In a storm many more wait: to begin them all at once would
+/// crowd the others, and most would have to be refused.
+const BEGUN_PER_TURN: usize = 16;
+
+/// How long a connection waits for one of the handshakes under way to end. A crowd that lasts is none of clients, and behind it
+/// may be calls of the API, for which there is room.
+const CROWD_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How often it is looked whether one has ended.
+const CROWD_PAUSE: Duration = Duration::from_millis(1);
 
 /// Pause when the process is out of descriptors: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -84,6 +93,8 @@ pub struct AcceptorOptions {
     pub tls: Option<TlsAcceptor>,
     /// Bounds on connections that are not WebSockets yet. A slow-loris ends at their timeout.
     pub handshake: Handshake,
+    /// How many shards share the descriptors.
+    pub shards: usize,
     /// Whom to believe about the addresses of clients.
     pub addresses: Arc<AddressRules>,
 }
@@ -105,36 +116,67 @@ impl Acceptor {
 
     /// Accepts until the thread ends. Runs on a shard's `LocalSet`.
     pub async fn run(self, listener: StdListener) -> io::Result<()> {
-        let listener = TcpListener::from_std(listener)?;
+        let mut arrivals = Arrivals::new(listener)?;
         let mut warned: Option<Instant> = None;
-        let mut accepted = 0;
         loop {
-            accepted += 1;
-            if accepted % ACCEPTS_PER_TURN == 0 {
-                tokio::task::yield_now().await;
-            }
-            match listener.accept().await {
-                Ok((stream, address)) => {
-                    if self.gate.is_full() || (self.options.tls.is_some() && !self.options.node.has_room()) {
-                        // No handshake for a connection that would be refused after it.
-                        metrics::counter!(CONNECTS, "result" => "overloaded").increment(1);
-                        if self.options.tls.is_none() {
-                            refuse(stream);
-                        }
-                        continue;
-                    }
-                    tokio::task::spawn_local(self.clone().serve(stream, address.ip(), self.gate.admit()));
-                }
+            match arrivals.take_in(self.may_wait()).await {
+                Ok(()) => {}
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
                         warned = Some(Instant::now());
                         tracing::warn!(%error, "cannot accept; trying again");
                     }
-                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                    if arrivals.is_empty() {
+                        tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                    }
                 }
             }
+            let is_crowd = self.begin_some(&mut arrivals);
+            self.gate.set_waiting(arrivals.len());
+            if is_crowd {
+                tokio::time::sleep(CROWD_PAUSE).await;
+            } else {
+                tokio::task::yield_now().await;
+            }
         }
+    }
+
+    /// Begins with those that have waited longest. True when the next one has to wait for others to end.
+    fn begin_some(&self, arrivals: &mut Arrivals) -> bool {
+        for _ in 0..BEGUN_PER_TURN {
+            let Some(waited) = arrivals.waited() else { break };
+            if !self.gate.has_room() && waited < CROWD_PATIENCE {
+                return true;
+            }
+            if let Some(arrival) = arrivals.take() {
+                self.begin(arrival);
+            }
+        }
+        false
+    }
+
+    /// How many connections may wait: what the configuration says, as far as there are descriptors. Each of them takes the
+    /// place of a client that may still come.
+    fn may_wait(&self) -> usize {
+        let AcceptorOptions { node, handshake, shards, .. } = &*self.options;
+        handshake.queue_len.min(node.room() / shards)
+    }
+
+    fn begin(&self, arrival: Arrival) {
+        let Self { options, gate } = self;
+        // Who has waited for long may have given up, and to begin with everybody too late would be in vain for all of them.
+        let is_late = arrival.waited() > options.handshake.queue_timeout;
+        // No TLS handshake for a connection that would be refused after it.
+        if is_late || gate.is_full() || (options.tls.is_some() && !options.node.has_room()) {
+            metrics::counter!(CONNECTS, "result" => "overloaded").increment(1);
+            if options.tls.is_none() {
+                refuse(arrival.stream);
+            }
+            return;
+        }
+        let Arrival { stream, peer, .. } = arrival;
+        tokio::task::spawn_local(self.clone().serve(stream, peer, gate.admit()));
     }
 
     async fn serve(self, mut stream: TcpStream, socket: IpAddr, slot: Slot) {
