@@ -40,6 +40,9 @@ pub struct ConnectOptions {
     /// Seconds to hold the connections before memory is read
     #[arg(long, value_name = "SECS", default_value_t = 5.0, value_parser = seconds)]
     pub hold: f64,
+    /// Each client names a session of its own in the URL (`?session=`)
+    #[arg(long)]
+    pub sessions: bool,
 }
 
 /// What `loadgen connect` found.
@@ -89,6 +92,7 @@ pub fn run(options: &ConnectOptions) -> Result<Report<ConnectResult>> {
     let silent = Schedule::with_total(1.0, 0, names.len().max(1) as u32, 1);
     let mut plan = client.plan(target, names, Layout::in_turn(connections, channels), silent)?;
     plan.connect_rate = options.rate;
+    plan.sessions = options.sessions;
 
     let own = std::process::id();
     let meter = server_pid.map(ServerMeter::start).transpose()?;

@@ -16,7 +16,7 @@ use crate::html::Plot;
 use crate::procfs;
 use crate::report::{Figures, Report};
 use crate::sys;
-use crate::timeline::{Pace, pace, peak_within};
+use crate::timeline::{Bucket, Pace, pace, peak_within};
 
 /// Drop many connections at once, and measure how all come back
 #[derive(Args, Clone, Debug)]
@@ -105,6 +105,8 @@ pub struct StormResult {
     pub in_flight_most: u32,
     /// The most accepts within one second.
     pub accepts_in_a_second: u64,
+    /// Every tenth of a second from the drop until all were back.
+    pub tenths_of_the_storm: Vec<Bucket>,
     /// Memory of the server, where its process is known.
     pub memory: Option<StormMemory>,
     /// What was demanded.
@@ -177,6 +179,7 @@ pub fn run(options: &StormOptions) -> Result<Report<StormResult>> {
         accepts,
         in_flight_most: buckets.iter().map(|bucket| bucket.in_flight_least).max().unwrap_or(0),
         accepts_in_a_second: peak_within(buckets, 1, |bucket| bucket.accepted),
+        tenths_of_the_storm: buckets.to_vec(),
         memory,
         checks,
         course: finished.figures,
