@@ -3,6 +3,9 @@
 /** No event of a healthy gateway on a busy two-core machine takes longer. */
 export const DEADLINE_MS = 20_000;
 
+/** Seconds that a token is valid which is to be refreshed: it must not be over before it has arrived. */
+export const SHORT_TTL = 3;
+
 export class Failure extends Error {}
 
 export function check(condition, message) {

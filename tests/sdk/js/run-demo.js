@@ -30,7 +30,8 @@ const scenarios = [
     name: 'what was missed while the network was lost is recovered, in order',
     async run({ tab }) {
       const [first, second] = [await tab(), await tab()];
-      await first.selectOption('#away', '3');
+      // Long enough for a slow browser to send three messages.
+      await first.selectOption('#away', '8');
       await first.click('#cut');
       for (const n of [1, 2, 3]) {
         await second.fill('#text', `missed ${n}`);

@@ -4,8 +4,15 @@ import time
 
 import cent
 from cent import CentApiResponseError, CentUnauthorizedError
+from centrifuge.exceptions import ReplyError
 
 from kit import check, equal, rejected
+
+
+async def _undisturbed(world, client, events, *names):
+    """Had none of these events: the reply to a command comes after whatever the client was sent before."""
+    await rejected(client.rpc("anything", world.encode({})), ReplyError, "rpc")
+    events.none(*names)
 
 
 async def wrong_key(world):
@@ -48,7 +55,7 @@ async def subscribe_and_unsubscribe(world):
     """subscribe and unsubscribe"""
     channel = world.channel("news")
     _client, events, client_id = await world.connected()
-    _other, other_events, _id = await world.connected()
+    other, other_events, _id = await world.connected()
     await world.api.subscribe(
         cent.SubscribeRequest(user=world.user(), channel=channel, client=client_id, data={"hello": True})
     )
@@ -56,7 +63,7 @@ async def subscribe_and_unsubscribe(world):
     equal((ctx.channel, world.decode(ctx.data)), (channel, {"hello": True}), "subscribed")
     await world.api.unsubscribe(cent.UnsubscribeRequest(user=world.user(), channel=channel))
     await events.take("unsubscribed")
-    other_events.none("subscribed", "unsubscribed")
+    await _undisturbed(world, other, other_events, "subscribed", "unsubscribed")
 
 
 async def subscribe_override(world):
@@ -73,7 +80,7 @@ async def subscribe_override(world):
 
 async def disconnect(world):
     """disconnect, with a white list"""
-    _kept, kept_events, kept_id = await world.connected()
+    kept, kept_events, kept_id = await world.connected()
     _gone, gone_events, _id = await world.connected()
     await world.api.disconnect(
         cent.DisconnectRequest(
@@ -82,14 +89,15 @@ async def disconnect(world):
     )
     end = await gone_events.take("disconnected")
     equal((end.code, end.reason), (4501, "one only"), "disconnected")
-    kept_events.none("disconnected")
+    await _undisturbed(world, kept, kept_events, "disconnected")
 
 
 async def refresh(world):
     """refresh"""
-    _client, events, _id = await world.connected()
+    client, events, _id = await world.connected()
     await world.api.refresh(cent.RefreshRequest(user=world.user(), expire_at=int(time.time()) + 600))
-    events.none("disconnected")
+    await events.take("connecting")
+    await _undisturbed(world, client, events, "connecting", "disconnected")
     await world.api.refresh(cent.RefreshRequest(user=world.user(), expired=True))
     await events.take("connecting", lambda ctx: ctx.code == 3005)
 

@@ -16,6 +16,9 @@ from centrifuge import Client, ClientEventHandler, SubscriptionEventHandler
 # No event of a healthy gateway on a busy two-core machine takes longer (seconds).
 DEADLINE = 20.0
 
+# Seconds that a token is valid which is to be refreshed: it must not be over before it has arrived.
+SHORT_TTL = 3
+
 
 def check(condition, message):
     if not condition:

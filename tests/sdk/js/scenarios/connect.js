@@ -1,6 +1,6 @@
 // Connecting, and staying connected with tokens that expire.
 
-import { check, Counter, equal } from '../kit.js';
+import { check, Counter, equal, SHORT_TTL } from '../kit.js';
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
@@ -61,10 +61,10 @@ export const scenarios = [
     async run(world) {
       const calls = new Counter();
       const { client, events } = await world.client({
-        claims: { ttl: 2 },
+        claims: { ttl: SHORT_TTL },
         getToken: async () => {
           calls.add();
-          return world.backend.connectionToken({ sub: world.user('ann'), ttl: 2 });
+          return world.backend.connectionToken({ sub: world.user('ann'), ttl: SHORT_TTL });
         },
       });
       client.connect();

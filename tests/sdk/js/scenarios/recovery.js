@@ -5,8 +5,17 @@ import { check, Counter, equal } from '../kit.js';
 /** The size of the history of namespace `chat` in the configuration of these scenarios. */
 const HISTORY_SIZE = 10;
 
-/** Loses the connection after one publication, publishes `missed` more, comes back. */
-async function lose(world, missed) {
+/** Another subscriber of the channel, on the node of the client. */
+async function watch(world, channel) {
+  const bob = await world.connected({ user: world.user('bob') });
+  return (await world.subscribed(bob.client, channel)).events;
+}
+
+/**
+ * Loses the connection after one publication, publishes `missed` more, comes back. With a witness not before that has
+ * them: a client that is back has missed nothing of what is still on its way to the node.
+ */
+async function lose(world, missed, witness) {
   const channel = world.channel('chat');
   const proxy = await world.proxy();
   const { client, events: clientEvents } = await world.connected({ url: proxy.url });
@@ -16,6 +25,7 @@ async function lose(world, missed) {
   await proxy.cut();
   await clientEvents.take('connecting', (ctx) => ctx.code !== 0);
   for (let n = 2; n < 2 + missed; n += 1) await world.publish(channel, { n });
+  await witness?.take('publication', (ctx) => world.decode(ctx.data).n === 1 + missed);
   await proxy.restore();
   const again = await events.take('subscribed');
   return { channel, sub, events, again };
@@ -51,7 +61,8 @@ export const scenarios = [
   {
     name: 'recovery without enough history',
     async run(world) {
-      const { channel, events, again } = await lose(world, HISTORY_SIZE + 5);
+      const witness = await watch(world, world.channel('chat'));
+      const { channel, events, again } = await lose(world, HISTORY_SIZE + 5, witness);
       equal([again.wasRecovering, again.recovered], [true, false], 'recovered');
       const next = HISTORY_SIZE + 7;
       const top = (await world.publish(channel, { n: next })).offset;
@@ -63,6 +74,7 @@ export const scenarios = [
     name: 'recovery after the history was removed',
     async run(world) {
       const channel = world.channel('chat');
+      const witness = await watch(world, channel);
       const proxy = await world.proxy();
       const { client, events: clientEvents } = await world.connected({ url: proxy.url });
       const { events } = await world.subscribed(client, channel);
@@ -71,6 +83,8 @@ export const scenarios = [
       await proxy.cut();
       await clientEvents.take('connecting', (ctx) => ctx.code !== 0);
       const top = (await world.publish(channel, { n: 2 })).offset;
+      // A client that is back before it has come to the node has not missed it.
+      await witness.take('publication', (ctx) => ctx.offset === top);
       await world.backend.api('history_remove', { channel });
       await proxy.restore();
       const again = await events.take('subscribed');
@@ -130,12 +144,13 @@ export const scenarios = [
       const { client, events: clientEvents } = await world.connected({ url: proxy.url });
       const { events } = await world.subscribed(client, channel);
       await proxy.stall();
-      // More than the kernel's buffers and the gateway's queue hold together; presence tells when it gave up.
-      const text = 'x'.repeat(60_000);
+      // More than the kernel's buffers and the gateway's queue hold together; presence tells when it gave up. In few
+      // pieces: it must do so before a ping is overdue, and stops to wait for the client 5 s later.
+      const text = 'x'.repeat(240_000);
       let sent = 0;
-      for (let present = 1; present > 0; sent += 20) {
-        check(sent < 4_000, 'a reader that does not read is cut off');
-        for (let n = 1; n <= 20; n += 1) await world.publish(channel, { n: sent + n, text });
+      for (let present = 1; present > 0; sent += 5) {
+        check(sent < 1_000, 'a reader that does not read is cut off');
+        for (let n = 1; n <= 5; n += 1) await world.publish(channel, { n: sent + n, text });
         present = (await world.backend.api('presence_stats', { channel })).num_clients;
       }
       await proxy.flow();
