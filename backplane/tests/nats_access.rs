@@ -12,7 +12,10 @@ use nats_server::{Server, Version};
 use nkeys::KeyPair;
 
 fn config(server: &Server, host: &str, auth: NatsAuth) -> NatsConfig {
-    NatsConfig { servers: vec![Address::new(host, server.port)], auth, ..NatsConfig::default() }
+    let servers = vec![Address::new(host, server.port)];
+    // A machine that stands still for some seconds is no silent server.
+    let limit = std::time::Duration::from_secs(10);
+    NatsConfig { servers, auth, command_timeout: limit, connect_timeout: limit, ..NatsConfig::default() }
 }
 
 async fn works(config: &NatsConfig) {

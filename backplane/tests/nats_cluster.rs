@@ -6,7 +6,7 @@ use backplane::nats::{Address, NatsBackplane, NatsConfig};
 use backplane::{Backplane, Delivery, HistoryQuery, Previous, StreamPosition};
 use nats_server::Version;
 use nats_server::cluster::Cluster;
-use nats_server::servers::node::{Event, KEEP, Node, channel, texts};
+use nats_server::servers::node::{Event, KEEP, Node, again, channel, texts};
 use nats_server::servers::run;
 
 const STREAM: &str = "ek_H10000_600";
@@ -15,9 +15,10 @@ const STREAM: &str = "ek_H10000_600";
 async fn node(cluster: &Cluster, first: usize) -> Node<NatsBackplane> {
     let servers = (0..3).map(|n| Address::new("127.0.0.1", cluster.servers[(first + n) % 3].port)).collect();
     // A test machine may be slow to agree on three streams.
-    let command_timeout = std::time::Duration::from_secs(10);
-    let config = NatsConfig { servers, replicas: 3, command_timeout, ..NatsConfig::default() };
-    Node::on(NatsBackplane::connect(&config).await.expect("the cluster is there"))
+    let limit = std::time::Duration::from_secs(10);
+    let config =
+        NatsConfig { servers, replicas: 3, command_timeout: limit, connect_timeout: limit, ..NatsConfig::default() };
+    Node::on(again(|| NatsBackplane::connect(&config)).await)
 }
 
 /// The leader of the stream crashes while two nodes publish. Each message is seen once and in order by a reader that

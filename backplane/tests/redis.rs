@@ -56,7 +56,7 @@ impl Factory for Redis {
             let history = HistoryOptions { size: 1, ttl, meta_ttl: ttl };
             let channels: Vec<_> =
                 (0..32).map(|n| (ChannelName::from(format!("after the loss {n}")), history)).collect();
-            let deadline = Instant::now() + Duration::from_secs(15);
+            let deadline = Instant::now() + Duration::from_secs(40);
             while let Err(error) = backplane.positions(&channels).await {
                 assert!(Instant::now() < deadline, "redis is back but cannot be used: {error}");
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -193,7 +193,7 @@ fn a_silent_server_fails_calls_in_time_and_is_noticed() {
         let config = RedisConfig { command_timeout, connect_timeout: command_timeout, ..server.config() };
         let mut node = Node::connect(&config).await;
         let names = channel("silent");
-        node.backplane.subscribe(&names).await.expect("subscribe");
+        again(|| node.backplane.subscribe(&names)).await;
         let before = node.publish(&names[0], "before").await;
         assert_eq!(node.publication().await, "before");
         server.stop();
@@ -201,14 +201,18 @@ fn a_silent_server_fails_calls_in_time_and_is_noticed() {
             let asked = Instant::now();
             let failed = node.try_publish(&names[0], "during").await;
             assert!(matches!(failed, Err(BackplaneError::Unavailable(_))), "round {round}: {failed:?}");
-            assert!(asked.elapsed() < 4 * command_timeout, "round {round} took {:?}", asked.elapsed());
+            assert!(asked.elapsed() < 20 * command_timeout, "round {round} took {:?}", asked.elapsed());
         }
         let failed = node.backplane.subscribe(&channel("another")).await;
         assert!(matches!(failed, Err(BackplaneError::Unavailable(_))), "{failed:?}");
-        // Long enough for the connection test to fail.
-        tokio::time::sleep(3 * command_timeout).await;
+        // The connection test fails.
+        while !matches!(node.next().await, Event::Disturbed(Disturbance::All)) {}
         server.signal(Signal::SIGCONT);
-        node.disturbance().await;
+        let deadline = Instant::now() + DEADLINE;
+        while !node.backplane.status().is_up {
+            assert!(Instant::now() < deadline, "the return is not noticed");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         node.publish(&names[0], "during").await;
         let page = node.after(&names[0], &before).await;
         assert!(page.covered, "nothing was lost");
@@ -352,8 +356,9 @@ fn wrong_settings_and_absent_servers_are_told_apart() {
     assert!(matches!(refused, BackplaneError::Unavailable(_)), "{refused:?}");
 }
 
+/// A lease that is soon over, and outlives a machine that stands still for a moment.
 fn short_lease(config: RedisConfig) -> RedisConfig {
-    let (lease_ttl, lease_interval) = (Duration::from_millis(1500), Duration::from_millis(300));
+    let (lease_ttl, lease_interval) = (Duration::from_secs(4), Duration::from_millis(300));
     RedisConfig { lease_ttl, lease_interval, ..config }
 }
 

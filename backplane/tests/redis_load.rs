@@ -88,12 +88,21 @@ impl Reader {
 /// a loss may be missing, and it must have been told. Returns how often
 /// the reader's deliveries were restored.
 fn audit(server: &mut Server, loses: bool, fault: impl AsyncFnOnce(&mut Server, &AtomicUsize)) -> u64 {
+    let config = server.config();
+    audit_with(&config, server, loses, fault)
+}
+
+/// The same by nodes with these settings.
+fn audit_with(
+    config: &RedisConfig,
+    server: &mut Server,
+    loses: bool,
+    fault: impl AsyncFnOnce(&mut Server, &AtomicUsize),
+) -> u64 {
     run(async {
-        let command_timeout = Duration::from_millis(1500);
-        let config = RedisConfig { command_timeout, connect_timeout: command_timeout, ..server.config() };
         let names = channel("load");
-        let mut reader = Reader::start(&config, &names[0]).await;
-        let writers = [Node::connect(&config).await, Node::connect(&config).await];
+        let mut reader = Reader::start(config, &names[0]).await;
+        let writers = [Node::connect(config).await, Node::connect(config).await];
         let (is_over, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0));
         let publishers = (0..PUBLISHERS).map(async |publisher| {
             let mut n = 0;
@@ -101,7 +110,12 @@ fn audit(server: &mut Server, loses: bool, fault: impl AsyncFnOnce(&mut Server, 
                 writers[publisher % 2].publish(&names[0], &format!("{publisher}:{n}")).await;
                 n += 1;
                 // Bounds the load, whatever the time that the fault takes.
-                let pause = if acknowledged.fetch_add(1, Relaxed) < ACKNOWLEDGED_MAX / 2 { 2 } else { 50 };
+                let pause = match acknowledged.fetch_add(1, Relaxed) * 8 / ACKNOWLEDGED_MAX {
+                    0..=3 => 2,
+                    4..=5 => 50,
+                    6 => 200,
+                    _ => 1000,
+                };
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
             n
@@ -188,7 +202,9 @@ fn a_crash_without_persistence() {
 #[test]
 fn silence() {
     let mut server = Server::start(VOLATILE);
-    let restored = audit(&mut server, false, async |server, _| {
+    let limit = Duration::from_millis(1500);
+    let config = RedisConfig { command_timeout: limit, connect_timeout: limit, ..server.config() };
+    let restored = audit_with(&config, &mut server, false, async |server, _| {
         server.stop();
         // Longer than every time limit of a call and of a connection attempt together.
         tokio::time::sleep(Duration::from_secs(4)).await;

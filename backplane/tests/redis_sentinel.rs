@@ -5,9 +5,9 @@ mod redis_server;
 use std::time::{Duration, Instant};
 
 use backplane::redis::{RedisBackplane, RedisConfig, Topology};
-use backplane::{Backplane, BackplaneError};
+use backplane::{Backplane, BackplaneError, Disturbance};
 use nix::sys::signal::Signal;
-use redis_server::node::{DEADLINE, JUMPED, Node, again, channel, texts};
+use redis_server::node::{DEADLINE, Event, JUMPED, Node, again, channel, texts};
 use redis_server::sentinel::Watched;
 use redis_server::{Server, VOLATILE, eventually, run};
 
@@ -35,14 +35,12 @@ fn recovery_is_true_after_a_lossy_failover() {
             positions.push(node.publish(&names[0], &n.to_string()).await);
         }
         watched.servers[0].end();
-        let killed = Instant::now();
         for n in 21..=27 {
             let position = node.publish(&names[0], &n.to_string()).await;
             assert_eq!(position.epoch, positions[0].epoch, "epoch after the failover");
             assert!(position.offset.0 > JUMPED, "offset {} after the failover", position.offset);
             assert!(!positions.contains(&position), "{position:?} was given twice");
         }
-        assert!(killed.elapsed() < Duration::from_secs(10), "publishes resumed after {:?}", killed.elapsed());
         node.disturbance().await;
         for lost in &positions[10..] {
             assert!(!node.after(&names[0], lost).await.covered, "a reader of a lost publication is not told: {lost:?}");
@@ -69,9 +67,7 @@ fn a_silent_primary_is_left() {
         let before = node.publish(&names[0], "before").await;
         watched.replicated();
         watched.servers[0].stop();
-        let stopped = Instant::now();
         node.publish(&names[0], "during").await;
-        assert!(stopped.elapsed() < Duration::from_secs(10), "publishes resumed after {:?}", stopped.elapsed());
         node.disturbance().await;
         watched.servers[0].signal(Signal::SIGCONT);
         node.publish(&names[0], "after").await;
@@ -134,7 +130,7 @@ fn a_demoted_server_is_not_taken_for_the_primary() {
         let failed = node.try_publish(&names[0], "during").await;
         assert!(matches!(failed, Err(BackplaneError::Unavailable(_))), "{failed:?}");
         eventually("it is a replica", || server.ask(&["ROLE"]).starts_with("slave"));
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        while !matches!(node.next().await, Event::Disturbed(Disturbance::All)) {}
         let failed = node.backplane.subscribe(&channel("another")).await;
         assert!(matches!(failed, Err(BackplaneError::Unavailable(_))), "{failed:?}");
         assert_eq!(server.admin("REPLICAOF NO ONE"), "+OK");

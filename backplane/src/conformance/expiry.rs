@@ -62,11 +62,13 @@ pub async fn epoch_and_top_outlive_publications<F: Factory>(factory: &F) -> Case
     ensure_eq!(page.top, positions[2], "top after expiry");
     ensure!(page.covered && page.publications.is_empty(), "the top is not covered after expiry");
     ensure!(!bench.read_in(&channel, after(&positions[1]), history).await?.covered, "an expired offset is covered");
+    let published = Instant::now();
     let next = bench.publish_in(&channel, "m4", history).await?;
     ensure_eq!(next.epoch, positions[2].epoch, "epoch after expiry");
     ensure!(next.offset > positions[2].offset, "offset {} after {}", next.offset, positions[2].offset);
-    let page = bench.read_in(&channel, everything(), history).await?;
-    ensure_eq!(page_texts(&page), ["m4"], "history after expiry");
+    let found = page_texts(&bench.read_in(&channel, everything(), history).await?);
+    // A slow machine may have let its TTL pass in earnest too.
+    ensure!(found == ["m4"] || found.is_empty() && published.elapsed() >= ttl, "history after expiry: {found:?}");
     ensure!(
         !bench.read_in(&channel, after(&positions[1]), history).await?.covered,
         "an expired offset is covered later"
@@ -85,8 +87,9 @@ pub async fn forgotten_streams_reuse_no_position<F: Factory>(factory: &F) -> Cas
     let history = aging(ttl, ttl);
     let old = bench.publish_many(&channel, 1, 5, history).await?;
     factory.wait(ttl + factory.expiry_slack()).await;
+    let published = Instant::now();
     let new = bench.publish_many(&channel, 6, 8, history).await?;
-    check_truth(&bench, &channel, &old, &new, history).await
+    check_truth(&bench, &channel, &old, (&new[..], published), history).await
 }
 
 /// The same after the backplane has lost everything.
@@ -97,16 +100,17 @@ pub async fn lost_streams_reuse_no_position<F: Factory>(factory: &F) -> CaseResu
     factory.lose_data(&bench.backplane).await;
     let before = bench.top(&channel).await?;
     ensure!(!old[..4].contains(&before), "after the loss the top went back to {before:?}");
+    let published = Instant::now();
     let new = bench.publish_many(&channel, 6, 8, KEEP).await?;
-    check_truth(&bench, &channel, &old, &new, KEEP).await
+    check_truth(&bench, &channel, &old, (&new[..], published), KEEP).await
 }
 
-/// `old` are the positions of m1 to m5, `new` of m6 to m8, with a loss of publications in between.
+/// `old` are the positions of m1 to m5, `new` of m6 to m8, published since then, with a loss of publications in between.
 async fn check_truth<F: Factory>(
     bench: &Bench<'_, F>,
     channel: &crate::ChannelName,
     old: &[StreamPosition],
-    new: &[StreamPosition],
+    (new, published): (&[StreamPosition], Instant),
     history: HistoryOptions,
 ) -> CaseResult {
     for position in new {
@@ -122,7 +126,9 @@ async fn check_truth<F: Factory>(
         );
     }
     for (index, since) in new.iter().enumerate() {
-        ensure!(bench.read_in(channel, after(since), history).await?.covered, "m{} is not covered", index + 6);
+        let is_covered = bench.read_in(channel, after(since), history).await?.covered;
+        // A slow machine may have let the TTL pass in earnest.
+        ensure!(is_covered || published.elapsed() >= history.ttl, "m{} is not covered", index + 6);
     }
     Ok(())
 }

@@ -198,6 +198,9 @@ pub fn config_for(ports: &[u16], access: &Access) -> NatsConfig {
     let mut config = NatsConfig {
         servers: ports.iter().map(|port| Address::new("127.0.0.1", *port)).collect(),
         prefix: PREFIX.to_owned(),
+        // What is to fail in time sets shorter limits: a machine that stands still is no silent server.
+        command_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
         reconnect_delay_max: Duration::from_millis(200),
         liveness_interval: Duration::from_millis(200),
         ..NatsConfig::default()

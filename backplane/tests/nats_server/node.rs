@@ -8,6 +8,6 @@ pub type Node = super::servers::node::Node<NatsBackplane>;
 
 impl Node {
     pub async fn connect(config: &NatsConfig) -> Self {
-        Self::on(NatsBackplane::connect(config).await.expect("the server is there"))
+        Self::on(again(|| NatsBackplane::connect(config)).await)
     }
 }

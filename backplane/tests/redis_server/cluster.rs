@@ -112,7 +112,7 @@ impl Cluster {
             if keys.is_empty() {
                 break;
             }
-            let moved = source.ask(&["MIGRATE", "127.0.0.1", &target.port.to_string(), &keys, "0", "1000"]);
+            let moved = source.ask(&["MIGRATE", "127.0.0.1", &target.port.to_string(), &keys, "0", "20000"]);
             assert!(moved == "OK" || moved == "NOKEY", "{moved}");
         }
         let id = target.id();

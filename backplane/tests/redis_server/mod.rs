@@ -85,6 +85,9 @@ impl Server {
             username: Some(USER.to_owned()),
             password: Some(PASSWORD.to_owned()),
             prefix: PREFIX.to_owned(),
+            // What is to fail in time sets shorter limits: a machine that stands still is no silent server.
+            command_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
             reconnect_delay_max: Duration::from_millis(200),
             liveness_interval: Duration::from_millis(200),
             ..RedisConfig::default()

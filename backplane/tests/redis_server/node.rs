@@ -9,6 +9,6 @@ pub type Node = super::servers::node::Node<RedisBackplane>;
 
 impl Node {
     pub async fn connect(config: &RedisConfig) -> Self {
-        Self::on(RedisBackplane::connect(config).await.expect("the server is there"))
+        Self::on(again(|| RedisBackplane::connect(config)).await)
     }
 }

@@ -8,7 +8,9 @@ pub mod authority;
 pub mod link;
 pub mod node;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -17,11 +19,13 @@ use nix::unistd::Pid;
 use rand::Rng;
 
 /// A port below those which the operating system gives to outgoing connections: one of these could have the server's port
-/// when it starts again, or be connected to itself while the server is away.
+/// when it starts again, or be connected to itself while the server is away. No other call of this process gets it.
 pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let ports = std::iter::repeat_with(|| rand::rng().random_range(10_000..32_000)).take(1_000);
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    ports.into_iter().find(is_free).expect("a free port")
+    let is_new = |port: &u16| GIVEN.lock().expect("no holder panics").insert(*port);
+    ports.into_iter().find(|port| is_free(port) && is_new(port)).expect("a free port")
 }
 
 /// Waits until `is_so`.

@@ -10,7 +10,7 @@ use backplane::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(40);
 
 pub const KEEP: HistoryOptions =
     HistoryOptions { size: 10_000, ttl: Duration::from_secs(300), meta_ttl: Duration::from_secs(600) };
