@@ -9,12 +9,21 @@ use serde_json::Value;
 
 const MESSAGES: u64 = 60;
 
-/// Runs `loadgen fanout` with five subscribers on each of two channels; 30 messages go to each channel.
+/// Exit code of a run that says nothing: the client had no core for nearly all of it.
+const VOID: i32 = 2;
+
+/// What `loadgen fanout` says when its run is not void, as it may be on a machine that does much else.
 fn fanout(fault: Fault, options: &[&str]) -> (i32, Value) {
+    let mut runs = std::iter::repeat_with(|| run_fanout(fault, options)).take(10);
+    runs.find(|(code, _)| *code != VOID).expect("a run that counts")
+}
+
+/// Runs `loadgen fanout` with five subscribers on each of two channels; 30 messages go to each channel.
+fn run_fanout(fault: Fault, options: &[&str]) -> (i32, Value) {
     let server = Fake::start(fault);
     let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
         .args(["fanout", "--json", "--url", &server.url(), "-n", "10", "--channels", "2"])
-        .args(["--rate", "200", "--duration", "0.3", "--publishers", "2", "--settle", "1"])
+        .args(["--rate", "200", "--duration", "0.3", "--publishers", "2", "--settle", "4"])
         .args(options)
         .output()
         .expect("loadgen runs");

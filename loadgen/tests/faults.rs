@@ -5,15 +5,29 @@ mod fake;
 
 use std::collections::HashSet;
 use std::process::Command;
+use std::sync::Arc;
 
 use fake::{Fake, Fault};
 use serde_json::Value;
 
+/// Exit code of a run that says nothing: the client had no core for nearly all of it.
+const VOID: i32 = 2;
+
+/// What a scenario says when its run is not void, as it may be on a machine that does much else, and the server of it.
+fn run(fault: Fault, scenario: &str, options: &[&str]) -> (Arc<Fake>, i32, Value) {
+    let runs = std::iter::repeat_with(|| {
+        let fake = Fake::start(fault);
+        let (code, report) = run_on(&fake, scenario, options);
+        (fake, code, report)
+    });
+    runs.take(10).find(|(_, code, _)| *code != VOID).expect("a run that counts")
+}
+
 /// Runs a scenario with twenty clients of two subscriptions each.
-fn run(fake: &Fake, scenario: &str, options: &[&str]) -> (i32, Value) {
+fn run_on(fake: &Fake, scenario: &str, options: &[&str]) -> (i32, Value) {
     let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
         .args([scenario, "--json", "--url", &fake.url(), "-n", "20", "--channels", "4", "--rate", "100"])
-        .args(["--settle", "1", "--sdk", "python"])
+        .args(["--settle", "3", "--sdk", "python"])
         .args(options)
         .output()
         .expect("loadgen runs");
@@ -30,9 +44,8 @@ fn number(report: &Value, name: &str) -> u64 {
 #[test]
 fn all_come_back_after_a_storm_with_their_sessions() {
     for (by, encoding) in [("reset", "json"), ("close", "protobuf")] {
-        let fake = Fake::start(Fault::None);
         let options = ["--by", by, "--steady", "0.5", "--after", "0.5", "--sessions", "--encoding", encoding];
-        let (code, report) = run(&fake, "storm", &options);
+        let (fake, code, report) = run(Fault::None, "storm", &options);
         assert_eq!((code, report["verdict"].as_str()), (0, Some("clean")), "{report:#}");
         let resumed = ["dropped", "resumed", "recovered"].map(|name| number(&report, name));
         assert_eq!(resumed, [20, 20, 40], "{report:#}");
@@ -48,29 +61,25 @@ fn all_come_back_after_a_storm_with_their_sessions() {
 
 #[test]
 fn a_share_of_the_clients_is_dropped() {
-    let fake = Fake::start(Fault::None);
-    let (code, report) = run(&fake, "storm", &["--drop", "25", "--steady", "0.3", "--after", "0.3"]);
+    let (_, code, report) = run(Fault::None, "storm", &["--drop", "25", "--steady", "0.3", "--after", "0.3"]);
     assert_eq!((code, number(&report, "dropped"), number(&report, "resumed")), (0, 5, 5), "{report:#}");
 }
 
 #[test]
 fn steady_resumes_are_clean_and_a_lying_recovery_is_found() {
     let options = ["--drops-per-second", "20", "--duration", "2"];
-    let fake = Fake::start(Fault::None);
-    let (code, report) = run(&fake, "resume", &options);
+    let (_, code, report) = run(Fault::None, "resume", &options);
     assert_eq!((code, report["verdict"].as_str()), (0, Some("clean")), "{report:#}");
     assert!(number(&report, "dropped") > 10 && number(&report, "recovered") > 20, "{report:#}");
     assert_eq!(number(&report, "not_back"), 0);
-    let liar = Fake::start(Fault::LieAlways);
-    let (code, report) = run(&liar, "resume", &options);
+    let (_, code, report) = run(Fault::LieAlways, "resume", &options);
     assert_eq!((code, report["verdict"].as_str()), (1, Some("violated")), "{report:#}");
     assert!(report["result"]["audit"]["falsely_recovered"].as_u64() > Some(0), "{report:#}");
 }
 
 #[test]
 fn clients_that_stay_away_are_no_loss() {
-    let fake = Fake::start(Fault::None);
-    let (code, report) = run(&fake, "storm", &["--stay-away", "50", "--steady", "0.3", "--after", "0.3"]);
+    let (_, code, report) = run(Fault::None, "storm", &["--stay-away", "50", "--steady", "0.3", "--after", "0.3"]);
     assert_eq!((code, number(&report, "resumed"), number(&report, "not_back")), (0, 10, 0), "{report:#}");
     assert!(report["result"]["audit"]["told"].as_u64() > Some(0), "they know what they miss: {report:#}");
 }

@@ -4,12 +4,19 @@ mod fake;
 
 use std::collections::HashSet;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use fake::{Fake, Fault};
 use serde_json::Value;
 
 fn loadgen(options: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadgen")).args(options).output().expect("loadgen runs")
+}
+
+/// The same when its run is not void (exit code 2), as it may be on a machine that does much else.
+fn loadgen_that_counts(options: &[&str]) -> Output {
+    let mut runs = std::iter::repeat_with(|| loadgen(options)).take(10);
+    runs.find(|output| output.status.code() != Some(2)).expect("a run that counts")
 }
 
 fn report(output: &Output) -> Value {
@@ -53,6 +60,11 @@ fn connect_opens_subscribes_answers_pings_and_measures() {
     assert!(result["seconds"].as_f64() >= Some(49.0 / 500.0), "the rate was kept: {report:#}");
     assert!(result["server_rss_bytes_per_connection"].is_number() && result["server_cpu_us_per_connect"].is_number());
     assert!(!report["command"].as_str().expect("the command").contains("--token-secret s"));
+    // They may be on their way yet.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.state().pongs < 50 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
     let state = server.state();
     assert_eq!(state.pongs, 50, "every ping was answered");
     assert_eq!(state.tokens.iter().collect::<HashSet<_>>().len(), 50, "every connection has a token of its own");
@@ -61,7 +73,7 @@ fn connect_opens_subscribes_answers_pings_and_measures() {
 #[test]
 fn many_rooms_are_filled_and_audited() {
     let server = Fake::start(Fault::None);
-    let output = loadgen(&[
+    let output = loadgen_that_counts(&[
         "fanout",
         "--json",
         "--url",
@@ -87,7 +99,7 @@ fn many_rooms_are_filled_and_audited() {
 
 #[test]
 fn the_limit_server_delivers_everything_once_and_reports() {
-    let output = loadgen(&[
+    let output = loadgen_that_counts(&[
         "limit",
         "run",
         "--json",

@@ -2,8 +2,9 @@
 
 mod cluster;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use apiserver::Call;
 use cluster::{Cluster, DEADLINE, HERE, names, open, sees};
 use kubernetes::{OpenSet, Outlook, Role, State};
 use serde_json::json;
@@ -19,10 +20,12 @@ async fn another_candidate_takes_over_when_the_writer_dies() {
     second.decide(open(1, [2]));
     sees(&second, "that another one writes", |seen| seen.state == State::Standby).await;
     let term = cluster.term().expect("one term");
-    let died = Instant::now();
     drop(first);
     sees(&second, "that it writes", Outlook::is_writer).await;
-    assert!(died.elapsed() >= Duration::from_millis(1_000), "the lease of the dead had to run out");
+    let calls = cluster.server.calls();
+    let is_renewal = |call: &&Call| call.resource == "leases" && call.user == "first" && call.verb != "get";
+    let renewed = calls.iter().rfind(|call| is_renewal(call) && call.code < 300).expect("the first one held the lease");
+    assert!(renewed.at.elapsed() >= Duration::from_secs(3), "the lease of the dead had to run out");
     cluster.until_published(&names([2])).await;
     cluster.server.until("a higher term", DEADLINE, |_| cluster.term().is_some_and(|now| now > term)).await;
 }
@@ -32,8 +35,9 @@ async fn a_writer_that_leaves_hands_over_without_a_wait() {
     let cluster = Cluster::start().await;
     cluster.add_pods(0..2);
     let slow = |settings: &mut kubernetes::Settings| {
-        settings.timing.duration = Duration::from_secs(9);
-        settings.timing.deadline = Duration::from_secs(6);
+        settings.timing.duration = Duration::from_secs(60);
+        settings.timing.deadline = Duration::from_secs(40);
+        settings.timing.call_timeout = Duration::from_secs(15);
     };
     let first = cluster.agent("first", slow);
     first.set_role(Role::Candidate);
@@ -42,9 +46,8 @@ async fn a_writer_that_leaves_hands_over_without_a_wait() {
     assert_eq!(cluster.holder(), None, "released");
     let second = cluster.agent("second", slow);
     second.set_role(Role::Candidate);
-    let asked = Instant::now();
+    // Long before the lease would have run out.
     sees(&second, "that it writes", Outlook::is_writer).await;
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
     second.set_role(Role::Bystander);
     sees(&second, "its rest", |seen| seen.state == State::Bystander).await;
     assert_eq!(cluster.holder(), None, "released");
@@ -140,7 +143,7 @@ async fn what_was_decided_in_a_former_term_is_not_written_in_a_later_one() {
         State::Writer { term } => Some(term),
         _ => None,
     };
-    let agent = cluster.candidate("a");
+    let agent = cluster.patient_candidate("a");
     let lease = term_of(&sees(&agent, "that it writes", Outlook::is_writer).await);
     agent.decide(OpenSet { lease, ..open(1, [1]) });
     cluster.until_published(&names([1])).await;

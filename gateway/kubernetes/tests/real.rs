@@ -49,11 +49,12 @@ async fn a_real_api_server_is_written_as_the_one_of_the_tests_is() {
     real.until_published(&names([1, 3]), DEADLINE).await;
 
     // Nothing is written while nothing changes.
-    let before = real.listed().await;
+    let (before, term) = (real.listed().await, first.status().term);
     let passes = first.status().passes;
     sees(&first, "two confirmations", |_| first.status().passes >= passes + 2).await;
     let version = |slices: &[Value]| slices[0]["metadata"]["resourceVersion"].clone();
-    assert_eq!(version(&real.listed().await), version(&before));
+    // On a machine that does too much else the lease may be lost in between, and then all is written anew.
+    assert!(version(&real.listed().await) == version(&before) || first.status().term != term);
 
     // A slice that somebody else has changed is mended.
     let emptied = json!({ "endpoints": [] });

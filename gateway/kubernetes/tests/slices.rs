@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use apiserver::Options;
 use cluster::{Cluster, DEADLINE, HERE, addresses, names, open, pod, sees};
-use kubernetes::{Role, SliceVersion, State};
+use kubernetes::{Outlook, Role, SliceVersion};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn a_pod_that_fails_ends_or_goes_is_taken_out_at_once_and_never_the_last()
 async fn when_nobody_decides_any_more_every_ready_pod_is_published() {
     let cluster = Cluster::start().await;
     cluster.add_pods(0..5);
-    let agent = cluster.agent("a", |settings| settings.stale_after = Duration::from_secs(4));
+    let agent = cluster.agent("a", |settings| settings.stale_after = Duration::from_secs(8));
     agent.set_role(Role::Candidate);
     agent.decide(open(1, [1]));
     cluster.until_published(&names([1])).await;
@@ -232,7 +232,7 @@ async fn other_labels_of_the_pods_are_followed() {
     cluster.server.change("pods", HERE, "ws-2", |pod| pod["metadata"]["labels"] = json!({ "app": "new" }));
     cluster.server.change("services", HERE, "ws-all", |all| all["spec"]["selector"] = json!({ "app": "new" }));
     cluster.until_published(&names([2])).await;
-    assert!(matches!(agent.outlook().borrow().state, State::Writer { .. }));
+    sees(&agent, "that it goes on to write", Outlook::is_writer).await;
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn a_name_that_somebody_else_has_taken_is_tried_again_at_a_growing_pace() 
     cluster.add_pods(0..3);
     let taken = json!({ "metadata": {}, "addressType": "IPv4", "endpoints": [], "ports": [] });
     cluster.server.put("endpointslices", HERE, "ws-open-ipv4-0", taken);
-    let agent = cluster.candidate("a");
+    let agent = cluster.patient_candidate("a");
     let refused = |server: &apiserver::ApiServer| {
         let calls = server.calls().into_iter();
         let refused = calls.filter(|call| call.resource == "endpointslices" && call.code == 409);

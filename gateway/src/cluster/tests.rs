@@ -119,7 +119,7 @@ impl Peer {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_command_reaches_every_node_once_and_all_answer() {
     let network = network();
     let [a, b, c] = peers(&network).await;
@@ -195,7 +195,7 @@ async fn nodes_that_cannot_answer_are_named_and_those_gone_are_not_waited_for() 
     a.node.apply(everyone(), unsubscribe("2")).await.expect("a node that has left need not answer");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_backplane_that_refuses_is_an_error_at_once() {
     let network = network();
     let [a] = peers(&network).await;

@@ -256,6 +256,12 @@ impl Fake {
         if self.fault == Fault::RefuseSubscribe {
             return Some(refusal(103, "permission denied"));
         }
+        if self.fault == Fault::CutAndReorder && request.recover {
+            // There must be two messages to exchange.
+            while self.state().channels[&request.channel].history.len() as u64 <= request.offset + 1 {
+                std::thread::yield_now();
+            }
+        }
         let mut state = self.state();
         let channel = state.channels.entry(request.channel).or_default();
         let offset = channel.history.len() as u64;

@@ -90,6 +90,17 @@ impl Cluster {
         Agent::start(settings, Access::Kubeconfig(path))
     }
 
+    /// An agent that wants to write, and keeps the lease while the machine stands still for some seconds.
+    pub fn patient_candidate(&self, name: &str) -> Agent {
+        let agent = self.agent(name, |settings| {
+            settings.timing.duration = Duration::from_secs(12);
+            settings.timing.deadline = Duration::from_secs(9);
+            settings.timing.call_timeout = Duration::from_secs(2);
+        });
+        agent.set_role(Role::Candidate);
+        agent
+    }
+
     /// An agent that wants to write.
     pub fn candidate(&self, name: &str) -> Agent {
         let agent = self.agent(name, |_| ());
