@@ -89,8 +89,13 @@ impl Agent {
 
     /// Connects a new client of this name, which is its user, too. Returns the context of `connected`.
     pub async fn connect(&mut self, client: &str, url: &str) -> Value {
+        self.connect_with(client, url, json!({})).await
+    }
+
+    /// The same with these options of the SDK.
+    pub async fn connect_with(&mut self, client: &str, url: &str, options: Value) -> Value {
         let token = tokens::connection(json!({ "sub": client }));
-        self.ok(json!({ "op": "connect", "client": client, "url": url, "token": token })).await;
+        self.ok(json!({ "op": "connect", "client": client, "url": url, "token": token, "options": options })).await;
         self.take(client, "connected").await
     }
 

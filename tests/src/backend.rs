@@ -16,6 +16,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+use crate::ports::free_port;
+use crate::tokens::now;
 use crate::within;
 
 /// What the backend does with a question.
@@ -23,6 +25,8 @@ use crate::within;
 pub enum Answer {
     /// Status 200 and this body.
     Json(Value),
+    /// Status 200 and this result, with an `expire_at` so many seconds after the question.
+    Expiring(Value, i64),
     /// This status and body.
     Text(u16, String),
     /// Nothing, ever.
@@ -69,7 +73,8 @@ impl Backend {
     pub fn start() -> Self {
         let (sender, asked) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { answers: Mutex::default(), asked: sender });
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        // Nobody else gets it while the backend is down.
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut backend = Self { address, shared, asked, others: Vec::new(), runtime: None };
         backend.go_up();
         backend
@@ -160,6 +165,10 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
     match answer {
         None => axum::Json(json!({ "result": {} })).into_response(),
         Some(Answer::Json(body)) => axum::Json(body).into_response(),
+        Some(Answer::Expiring(mut result, seconds)) => {
+            result["expire_at"] = json!(now() + seconds);
+            axum::Json(json!({ "result": result })).into_response()
+        }
         Some(Answer::Text(status, text)) => (StatusCode::from_u16(status).expect("a status"), text).into_response(),
         Some(Answer::Silence) => std::future::pending().await,
     }

@@ -5,7 +5,7 @@ use std::ops::Index;
 use serde_json::json;
 
 use crate::gateway::{Builder, Gateway, config_with};
-use crate::until;
+use crate::until_some_time;
 
 /// The nodes, by number.
 pub struct Fleet {
@@ -34,14 +34,15 @@ impl Fleet {
 
     async fn complete(&self) {
         for node in &self.nodes {
-            until("a node to be ready", async || node.internal_status("/health/ready").await == 200).await;
+            // Servers of a cluster choose their leaders first.
+            until_some_time("a node to be ready", async || node.internal_status("/health/ready").await == 200).await;
         }
         for node in &self.nodes {
             let knows_all = async || {
                 let answer = node.api().call("info", json!({})).await;
                 answer["result"]["nodes"].as_array().is_some_and(|all| all.len() == self.nodes.len())
             };
-            until("a node to know all others", knows_all).await;
+            until_some_time("a node to know all others", knows_all).await;
         }
     }
 

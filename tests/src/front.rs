@@ -98,14 +98,16 @@ async fn accept(listener: TcpListener, target: Target, cuts: watch::Receiver<()>
     while let Ok((near, _)) = listener.accept().await {
         let target = target.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(target) = target {
-            tokio::spawn(forward(near, target, cuts.clone(), Arc::clone(&closes)));
+            // The cuts before are not for this one, but one that comes before it has begun is.
+            let mut cuts = cuts.clone();
+            cuts.mark_unchanged();
+            tokio::spawn(forward(near, target, cuts, Arc::clone(&closes)));
         }
     }
 }
 
 /// Ends with either side, with a cut, and with the front.
 async fn forward(mut near: TcpStream, target: String, mut cuts: watch::Receiver<()>, closes: Closes) {
-    cuts.mark_unchanged();
     let Ok(far) = TcpStream::connect(target).await else { return };
     // A client's next message must not wait for an acknowledgement of the last.
     let _only_slower = (near.set_nodelay(true), far.set_nodelay(true));

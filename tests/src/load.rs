@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::Api;
 use crate::audit::{Message, Position};
-use crate::within;
+use crate::{PATIENCE, within};
 
 /// One publish.
 #[derive(Clone, Debug)]
@@ -57,16 +57,20 @@ impl Load {
     /// Waits until so many more publishes have succeeded.
     pub async fn succeed(&self, more: u64) {
         let target = self.counts.borrow().0 + more;
-        let mut counts = self.counts.subscribe();
-        let reached = within("publishes to succeed", counts.wait_for(|(good, _)| *good >= target)).await;
-        drop(reached.expect("the sender is here"));
+        self.reach("publishes to succeed", |(good, _)| *good >= target).await;
     }
 
     /// Waits until so many more publishes have failed.
     pub async fn fail(&self, more: u64) {
         let target = self.counts.borrow().1 + more;
+        self.reach("publishes to fail", |(_, bad)| *bad >= target).await;
+    }
+
+    /// Servers may have to choose another leader first, by times of their own.
+    async fn reach(&self, what: &str, holds: impl FnMut(&(u64, u64)) -> bool) {
         let mut counts = self.counts.subscribe();
-        let reached = within("publishes to fail", counts.wait_for(|(_, bad)| *bad >= target)).await;
+        let reached = tokio::time::timeout(PATIENCE, counts.wait_for(holds)).await;
+        let reached = reached.unwrap_or_else(|_| panic!("nothing within {PATIENCE:?}: {what}"));
         drop(reached.expect("the sender is here"));
     }
 

@@ -12,7 +12,7 @@ use crate::fleet::Fleet;
 use crate::front::Front;
 use crate::gateway::Gateway;
 use crate::load::{self, Attempt, Load};
-use crate::until;
+use crate::until_some_time;
 
 /// The namespace of the channels keeps everything that is published while a trial lasts.
 pub const CHANNELS: [&str; 2] = ["ledger:one", "ledger:two"];
@@ -22,6 +22,10 @@ const LISTENERS_PER_NODE: usize = 2;
 
 /// Between an answer and the next publish.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// For how many milliseconds clients wait for an answer: longer than gateways take to give one, also on a machine that
+/// stands still for some seconds.
+const CLIENT_PATIENCE: u64 = 15_000;
 
 /// The publisher of what marks the end.
 const MARKER: u64 = 0;
@@ -71,8 +75,8 @@ impl Trial {
         for (node, gateway) in fleet.nodes().iter().enumerate() {
             let front = Front::to(gateway).await;
             for number in 0..LISTENERS_PER_NODE {
-                let name = format!("listener-{number}-on-{node}");
-                agent.connect(&name, front.url()).await;
+                let name = listener(number, node);
+                agent.connect_with(&name, front.url(), json!({ "timeout": CLIENT_PATIENCE })).await;
                 for channel in CHANNELS {
                     agent.subscribe(&name, channel).await;
                 }
@@ -102,6 +106,13 @@ impl Trial {
         self.attempts.push(load::publish(api, channel, message, padding).await);
     }
 
+    /// Waits until the listeners that began on this node have connected once more.
+    pub async fn reconnected(&mut self, node: usize) {
+        for number in 0..LISTENERS_PER_NODE {
+            self.agent.take(&listener(number, node), "connected").await;
+        }
+    }
+
     /// Ends the load, asks this node for the truth, waits until every listener is at the end of every channel, and judges.
     pub async fn finish(self, node: &Gateway) -> Report {
         let Self { mut agent, load, fronts: _fronts, listeners, mut attempts } = self;
@@ -123,7 +134,7 @@ impl Trial {
                 waiting.retain(|listener| !has_marker(agent.events(), listener, channel));
                 waiting.is_empty()
             };
-            until("every listener to be given something new", reached).await;
+            until_some_time("every listener to be given something new", reached).await;
             let last = marker();
             attempts.push(load::publish(&api, channel, last, "").await);
             for listener in &listeners {
@@ -192,6 +203,10 @@ impl Report {
     pub fn failures(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts.iter().filter(|attempt| attempt.outcome.is_err())
     }
+}
+
+fn listener(number: usize, node: usize) -> String {
+    format!("listener-{number}-on-{node}")
 }
 
 async fn judge(api: &Api, agent: &Agent, listeners: &[String], attempts: Vec<Attempt>) -> Report {

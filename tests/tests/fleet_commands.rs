@@ -21,6 +21,10 @@ tests::on_every_store! {
     a_node_that_is_gone_is_waited_for_no_longer_than_its_report_counts
 }
 
+/// How long what fails in time may take: two seconds, and some for which a machine may stand still. Less than the 15 s after
+/// which a node that hangs is waited for no longer.
+const IN_TIME: Duration = Duration::from_secs(10);
+
 /// A connection of this user and its id.
 async fn connect(node: &Gateway, user: &str) -> (Client, Value) {
     let mut client = node.open().await;
@@ -149,12 +153,12 @@ async fn a_node_that_hangs_makes_commands_fail_in_time_and_only_while_it_hangs(k
     {
         let began = Instant::now();
         assert_eq!(api.error(method, body).await, 100, "{method}");
-        assert!(began.elapsed() < Duration::from_secs(5), "{method} took {:?}", began.elapsed());
+        assert!(began.elapsed() < IN_TIME, "{method} took {:?}", began.elapsed());
     }
     // What needs no other node is not held up.
     let began = Instant::now();
     api.publish("bare:a", json!("meanwhile")).await;
-    assert!(began.elapsed() < Duration::from_secs(2), "a publish took {:?}", began.elapsed());
+    assert!(began.elapsed() < IN_TIME, "a publish took {:?}", began.elapsed());
 
     fleet[1].resume();
     // The command was not lost, only late. The publication may have come before it.
@@ -228,7 +232,7 @@ async fn commands_fail_fast_without_the_server_and_work_again_with_it(kind: Kind
     ] {
         let began = Instant::now();
         assert_eq!(api.error(method, body).await, 100, "{method}");
-        assert!(began.elapsed() < Duration::from_secs(4), "{method} took {:?}", began.elapsed());
+        assert!(began.elapsed() < IN_TIME, "{method} took {:?}", began.elapsed());
     }
     store.start_again();
     // Whether the one that failed takes effect later is open; that this one does is not.
@@ -252,12 +256,12 @@ async fn a_node_that_is_gone_is_waited_for_no_longer_than_its_report_counts(kind
     let left = Instant::now();
     tests::until("the node that left to be forgotten", async || nodes().await == Some(2)).await;
     println!("commands work again {:?} after a node left", left.elapsed());
-    assert!(left.elapsed() < Duration::from_secs(3), "took {:?}", left.elapsed());
+    assert!(left.elapsed() < IN_TIME, "took {:?}", left.elapsed());
     api.ok("disconnect", json!({ "user": "nobody" })).await;
     fleet[2].kill().await;
     let died = Instant::now();
-    tests::until("the dead node to be forgotten", async || nodes().await == Some(1)).await;
+    tests::until_some_time("the dead node to be forgotten", async || nodes().await == Some(1)).await;
     println!("commands work again {:?} after a node died", died.elapsed());
-    assert!(died.elapsed() < Duration::from_secs(15 + 5), "took {:?}", died.elapsed());
+    assert!(died.elapsed() < Duration::from_secs(15) + IN_TIME, "took {:?}", died.elapsed());
     api.ok("disconnect", json!({ "user": "nobody" })).await;
 }

@@ -123,7 +123,8 @@ impl Publisher {
 
 async fn follows(kind: Kind, mut agent: Agent) {
     let store = kind.volatile();
-    let way = store.config("");
+    // Every publish is to succeed, also where the machine stands still for a moment.
+    let way = store.config("command_timeout = \"10s\"");
     let fleet = Fleet::of(vec![node(&way), node(&way)]).await;
     let front = Front::to(&fleet[0]).await;
     let names: Vec<_> = (0..CLIENTS).map(|number| format!("client-{number}")).collect();

@@ -1,16 +1,16 @@
 //! Connections move to where there are few, and only those that lose nothing by it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::api::send;
 use tests::client::Client;
 use tests::fleet::{Fleet, config_of, node};
-use tests::gateway::{Gateway, run_to_end};
+use tests::gateway::{Builder, Gateway, run_to_end};
 use tests::on_every_store;
 use tests::ports::free_port;
 use tests::store::Kind;
-use tests::{until, within};
+use tests::{until, until_some_time, within};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -37,6 +37,11 @@ const LEVEL: f64 = 1.1;
 /// Nothing moves until clients that came in numbers are forgotten, or moved ones are back, which takes longer than other
 /// deadlines of tests.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Keeps the connections of clients that are held and not read from, and so answer no ping.
+fn without_pings(gateway: Builder) -> Builder {
+    gateway.env("EVENKEEL_CLIENT__PING_INTERVAL", "10m")
+}
 
 /// What `/v1/cluster` says, or nothing while the fleet is unknown.
 async fn cluster(node: &Gateway) -> Option<Value> {
@@ -131,6 +136,7 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
         }
     };
     let mut most: f64 = 0.0;
+    let (mut looked, mut longest) = (Instant::now(), Duration::ZERO);
     // One publication between two looks at the fleet, while connections move.
     let level = async {
         loop {
@@ -140,6 +146,8 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
                 note(told);
             }
             let state = cluster(&second).await;
+            longest = longest.max(looked.elapsed());
+            looked = Instant::now();
             most = most.max(state.as_ref().map_or(0.0, moved_per_second));
             let is_level = |state: &Value| {
                 state["connections"] == CLIENTS && state["ready"] == 2 && state["imbalance"].as_f64() <= Some(LEVEL)
@@ -152,7 +160,9 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
     };
     tokio::time::timeout(PATIENCE, level).await.expect("level in the end");
     // A tenth of all per second is the budget, which is less than half of what the rate and the spread would allow.
-    assert!((1.0..=18.0).contains(&most), "{most} connections were moved in one second");
+    // Where the machine stood still, what was not done in up to two seconds is done at once.
+    let is_paced = most <= 18.0 || longest > Duration::from_secs(1);
+    assert!(most >= 1.0 && is_paced, "{most} connections were moved in one second, {longest:?} between two looks");
     // Everybody has received everything, in order, and nobody was moved more than needed.
     let all: Vec<u64> = (1..=published).collect();
     let complete = async {
@@ -173,18 +183,36 @@ async fn connections_move_to_a_new_node_until_all_is_level_and_nothing_is_lost(k
         // Whoever subscribed after the first publications has the rest of them.
         assert!(all.ends_with(seen), "user {user} saw {seen:?} of {published}");
     }
+    // It stops somewhat below the level, so a few may be on their way.
+    let all_counted = async {
+        while fleet[0].metric("gateway_moves_total{reason=\"level\"}").await != Some(f64::from(moved)) {
+            while let Ok(told) = told.try_recv() {
+                match told {
+                    Told::Closed(code) => {
+                        assert_eq!(code, Some(3011));
+                        moved += 1;
+                    }
+                    Told::Lost(user, why) => panic!("user {user} was not recovered: {why}"),
+                    Told::Connected | Told::Received(..) => {}
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("as many moves to be counted as clients were moved", all_counted).await;
     assert!((50..=80).contains(&moved), "{moved} of {CLIENTS} were moved, 60 had to be");
-    let counted = fleet[0].metric("gateway_moves_total{reason=\"level\"}").await;
-    assert_eq!(counted, Some(f64::from(moved)));
-    let ratio = fleet[0].metric("gateway_cluster_imbalance_ratio ").await.expect("a digest came");
-    assert!(ratio < 1.2, "{ratio}");
+    until("the first node to know that the fleet is level", async || {
+        fleet[0].metric("gateway_cluster_imbalance_ratio ").await.is_some_and(|ratio| ratio < 1.2)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn connections_that_cannot_recover_stay_and_that_is_said() {
     let store = Kind::Redis.volatile();
     let way = store.config("") + QUICK;
-    let fleet = Fleet::start(&way, 2).await;
+    let start = || without_pings(node(&way)).start();
+    let fleet = Fleet::of(vec![start(), start()]).await;
     let mut clients = Vec::new();
     for user in 0..CLIENTS {
         let mut client = fleet[0].connect(&format!("user-{user}")).await;
@@ -205,7 +233,7 @@ async fn connections_that_cannot_recover_stay_and_that_is_said() {
     let moves = async || fleet[0].metric("gateway_moves_total{reason=\"level\"}").await;
     assert_eq!(moves().await, Some(0.0));
     for client in &mut clients {
-        client.ping().await;
+        assert!(client.call(json!({ "rpc": {} })).await["error"].is_object(), "it is still connected");
     }
 
     // Those that may lose something may be moved now, but not while they are young.
@@ -243,13 +271,19 @@ async fn clients_that_come_back_to_their_node_are_not_moved_for_ever() {
         }
     };
     tokio::time::timeout(PATIENCE, said).await.expect("the node says why it moves nobody any more");
-    let returned = fleet[0].metric("gateway_moves_returned_total ").await;
-    assert!(returned >= Some(40.0), "{returned:?}: most of a batch");
+    until("most of a batch to be counted", async || {
+        fleet[0].metric("gateway_moves_returned_total ").await >= Some(40.0)
+    })
+    .await;
     assert_eq!(fleet[1].metric("gateway_moves_returned_total ").await, Some(0.0));
     let moves = async || fleet[0].metric("gateway_moves_total{reason=\"level\"}").await.expect("exported");
     let moved = moves().await;
+    until("the other node to know of the pause", async || {
+        let state = cluster(&fleet[1]).await.unwrap_or_default();
+        state["pauses"].as_array().is_some_and(|pauses| pauses.contains(&json!("returning")))
+    })
+    .await;
     let state = cluster(&fleet[1]).await.expect("a digest came");
-    assert!(state["pauses"].as_array().is_some_and(|pauses| pauses.contains(&json!("returning"))), "{state}");
     assert!(state["explanation"].as_str().is_some_and(|text| text.contains(why)), "{state}");
     let top = run_to_end(&["top", "--once", "--url", fleet[1].internal_http()]);
     let shown = String::from_utf8_lossy(&top.stdout).into_owned();
@@ -281,17 +315,18 @@ async fn a_lone_node_is_a_fleet_of_one() {
 #[tokio::test]
 async fn old_connections_are_closed_one_by_one() {
     let limits = "[connection]\nmax_age = \"1m\"\n[rebalance]\nmin_age = \"0s\"\n[placement]\npause_hold = \"1s\"\n";
-    let gateway = Gateway::with(&(tests::gateway::CONFIG.to_owned() + limits)).start();
+    let gateway = without_pings(Gateway::with(&(tests::gateway::CONFIG.to_owned() + limits))).start();
     // So few that they are no surge, after which nothing is moved for a while.
     let mut clients = Vec::new();
     for user in 0..20 {
         clients.push(gateway.connect(&format!("user-{user}")).await);
     }
-    until("two old connections to be closed", async || {
+    // Each has its time drawn at random, and is counted as closed before it is as moved.
+    until_some_time("two old connections to be closed", async || {
         gateway.metric("gateway_disconnects_total{code=\"3011\"}").await >= Some(2.0)
+            && gateway.metric("gateway_moves_total{reason=\"max_age\"}").await >= Some(2.0)
     })
     .await;
-    assert!(gateway.metric("gateway_moves_total{reason=\"max_age\"}").await >= Some(2.0));
     let left = gateway.metric("gateway_connections ").await.expect("exported");
     assert!(left > 10.0, "{left} of 20 are left: they do not go together");
 }
@@ -324,9 +359,11 @@ async fn the_agent_check_says_whether_a_node_wants_connections() {
 async fn the_emptiest_node_is_emptied_before_the_fleet_shrinks() {
     const RETIRING: u64 = 60;
     let store = Kind::Redis.volatile();
-    let shrink = "[scale_down]\ntarget = 1000\nnodes_min = 1\nhold = \"8s\"\n[placement]\npause_hold = \"1s\"\n\
+    // The choice is made when all clients are there.
+    let shrink = "[scale_down]\ntarget = 1000\nnodes_min = 1\nhold = \"12s\"\n[placement]\npause_hold = \"1s\"\n\
                   [rebalance]\nmin_age = \"1s\"\n";
-    let fleet = Fleet::start(&(store.config("") + shrink), 2).await;
+    let start = || without_pings(node(&(store.config("") + shrink))).start();
+    let fleet = Fleet::of(vec![start(), start()]).await;
     let mut clients = Vec::new();
     for user in 0..RETIRING {
         clients.push(fleet[1].connect(&format!("b-{user}")).await);
@@ -334,7 +371,7 @@ async fn the_emptiest_node_is_emptied_before_the_fleet_shrinks() {
     for user in 0..RETIRING + 2 {
         clients.push(fleet[0].connect(&format!("a-{user}")).await);
     }
-    until("the emptier node to retire", async || {
+    until_some_time("the emptier node to retire", async || {
         let state = cluster(&fleet[0]).await.unwrap_or_default();
         let of = |wanted: &str| {
             let node = state["nodes"].as_array()?.iter().find(|node| node["state"] == wanted)?;

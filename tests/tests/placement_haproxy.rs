@@ -28,7 +28,7 @@ const SMALL: Size = Size {
     clients: 400,
     rebalance: "pause_hold = \"1s\"\n[rebalance]\nmin_age = \"1s\"\nrate = 50\nspread = \"2s\"\nbudget = \"10%\"\n",
     steady: 30,
-    within: 40,
+    within: 90,
 };
 
 /// The same proportions, ten times the clients.

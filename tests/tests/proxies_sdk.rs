@@ -5,15 +5,16 @@ use serde_json::json;
 use tests::agent::Agent;
 use tests::backend::{Answer, Backend};
 use tests::gateway::{CONFIG, Gateway};
-use tests::tokens::now;
 use tests::until;
 
-/// Every hook has a path of its own. Answers are awaited for a short time only, as silence is one of them.
+/// Seconds until what is to expire does so: it must not before it has arrived.
+const SOON: i64 = 2;
+
+/// Every hook has a path of its own. Answers are awaited no longer than by default, as silence is one of them.
 fn config(backend: &Backend) -> String {
     let mut config = format!(
         r#"{CONFIG}
 [proxy]
-timeout = "300ms"
 response_bytes = "64KiB"
 breaker_failures = 3
 breaker_pause = "100ms"
@@ -231,10 +232,10 @@ impl Scene {
     }
 
     async fn expires(&mut self) {
-        let soon = || json!({ "user": "ann", "expire_at": now() + 1 });
+        let soon = || Answer::Expiring(json!({ "user": "ann" }), SOON);
         // Prolonged once, then over: the SDK comes back.
-        self.backend.accept("/connect", soon());
-        self.backend.accept("/refresh", json!({ "expire_at": now() + 3 }));
+        self.backend.answer("/connect", soon());
+        self.backend.answer("/refresh", Answer::Expiring(json!({}), SOON));
         let name = self.start_client().await;
         let connected = self.agent.take(&name, "connected").await;
         let asked = self.backend.asked("/refresh").await;
@@ -246,14 +247,14 @@ impl Scene {
         self.agent.take(&name, "connected").await;
 
         // A backend that fails costs nobody the connection; one that refuses does.
-        self.backend.accept("/connect", soon());
+        self.backend.answer("/connect", soon());
         self.backend.answer("/refresh", Answer::Text(500, String::new()));
         let kept = self.start_client().await;
         self.agent.take(&kept, "connected").await;
         self.backend.asked("/refresh").await;
         self.backend.accept("/rpc", json!({ "data": {} }));
         self.agent.ok(json!({ "op": "rpc", "client": kept, "method": "m", "data": {} })).await;
-        self.backend.accept("/connect", soon());
+        self.backend.answer("/connect", soon());
         self.backend.answer("/refresh", error());
         let name = self.start_client().await;
         self.agent.take(&name, "connected").await;
@@ -264,8 +265,8 @@ impl Scene {
 
     async fn subscriptions_expire(&mut self) {
         let name = self.client().await;
-        self.backend.accept("/subscribe", json!({ "expire_at": now() + 1 }));
-        self.backend.answer("/sub_refresh", Answer::Json(json!({ "result": { "expire_at": now() + 3 } })));
+        self.backend.answer("/subscribe", Answer::Expiring(json!({}), SOON));
+        self.backend.answer("/sub_refresh", Answer::Expiring(json!({}), SOON));
         self.agent.subscribe(&name, "gated:a").await;
         let asked = self.backend.asked("/sub_refresh").await;
         assert_eq!([&asked.body["user"], &asked.body["channel"]], ["ann", "gated:a"]);
@@ -275,14 +276,18 @@ impl Scene {
         self.agent.take_that(&name, "gated:a", "subscribing", |context| context["code"] == json!(2501)).await;
         self.agent.take_from(&name, "gated:a", "subscribed").await;
 
-        self.backend.accept("/subscribe", json!({ "expire_at": now() + 1 }));
+        self.backend.answer("/subscribe", Answer::Expiring(json!({}), SOON));
         self.backend.answer("/sub_refresh", Answer::Silence);
         self.agent.subscribe(&name, "gated:b").await;
         self.backend.asked("/sub_refresh").await;
+        let timeouts = r#"gateway_proxy_seconds_count{proxy="sub_refresh",outcome="timeout"}"#;
+        let given_up = async || self.gateway.metric(timeouts).await.is_some_and(|count| count >= 1.0);
+        until("the gateway to wait no longer", given_up).await;
         self.backend.accept("/publish", json!({}));
         self.agent.ok(json!({ "op": "publish", "client": name, "channel": "gated:b", "data": { "n": 1 } })).await;
         self.agent.take_number(&name, "gated:b", 1).await;
         assert!(self.agent.contexts(&name, "gated:b", "unsubscribed").is_empty());
+        assert_eq!(self.agent.contexts(&name, "gated:b", "subscribing").len(), 1, "it was never made anew");
     }
 
     /// A backend that is away: calls fail at once after a few, and are made again when it is back.

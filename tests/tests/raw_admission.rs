@@ -254,8 +254,16 @@ async fn a_connection_sends_so_many_commands_and_bytes() {
     let mut bob = gateway.connect("bob").await;
     let text = "x".repeat(60_000);
     let publish = || json!({ "publish": { "channel": "bare:a", "data": text } });
-    for _ in 0..2 {
-        assert!(bob.call(publish()).await["publish"].is_object());
-    }
-    assert_eq!(bob.error_code(publish()).await, 111);
+    let mut taken = 0;
+    let refused = loop {
+        let reply = bob.call(publish()).await;
+        if reply["error"].is_object() {
+            break reply;
+        }
+        taken += 1;
+        // Two at once; more are what a slow run earns.
+        assert!(taken < 20, "so many publishes are taken");
+    };
+    assert!(taken >= 2, "{taken} publishes are taken");
+    assert_eq!(refused["error"]["code"], json!(111), "{refused}");
 }

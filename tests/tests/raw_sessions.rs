@@ -19,7 +19,7 @@ async fn connect(node: &Gateway, user: &str) -> (Client, Value) {
 
 #[tokio::test]
 async fn a_client_that_comes_back_to_the_same_node_was_never_away() {
-    let node = start("[session]\npresence_grace = \"2s\"");
+    let node = start("[session]\npresence_grace = \"6s\"");
     let mut watcher = node.connect("watcher").await;
     watcher.subscribe("lobby:a").await;
     assert!(watcher.push().await["join"].is_object());

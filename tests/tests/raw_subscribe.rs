@@ -104,7 +104,8 @@ async fn a_subscription_token_carries_info_data_and_expiry() {
 async fn a_subscription_that_expires_is_ended_with_2501() {
     let gateway = Gateway::with(&config_with("client", "expired_subscription_close_delay = \"1s\"")).start();
     let mut client = gateway.connect("ann").await;
-    let token = tokens::subscription("ann", "vault:a", json!({ "exp": now() + 1 }));
+    // The next second may begin at once, so the one after it.
+    let token = tokens::subscription("ann", "vault:a", json!({ "exp": now() + 2 }));
     client.subscribe_with(json!({ "channel": "vault:a", "token": token })).await;
     let expected = json!({ "channel": "vault:a", "unsubscribe": { "code": 2501, "reason": "subscription expired" } });
     assert_eq!(client.push().await, expected);

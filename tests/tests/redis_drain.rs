@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tests::fleet::node;
+use tests::gateway::{Gateway, config_with};
 use tests::redis::{Server, VOLATILE};
 use tests::until;
 
@@ -12,7 +13,9 @@ const PAUSE: Duration = Duration::from_millis(800);
 #[tokio::test]
 async fn an_accepted_publish_is_answered_before_the_close() {
     let redis = Server::start(VOLATILE);
-    let gateway = node(&redis.config("")).start();
+    // A machine that stands still for a while is no reason not to wait for the answer.
+    let patient = config_with("client", "close_patience = \"5s\"") + &redis.config("command_timeout = \"10s\"");
+    let gateway = Gateway::with(&patient).start();
     until("the node to be ready", async || gateway.internal_status("/health/ready").await == 200).await;
     let mut client = gateway.connect("ann").await;
     client.subscribe("ledger:a").await;

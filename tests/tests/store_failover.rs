@@ -8,7 +8,7 @@ use tests::front::Front;
 use tests::nats;
 use tests::redis::{Cluster, Watched};
 use tests::trial::{CHANNELS, Report, Trial};
-use tests::until;
+use tests::until_some_time;
 
 const CHANNEL: &str = "ledger:failing";
 
@@ -201,7 +201,7 @@ async fn publish(fleet: &Fleet, n: u64) {
     let body = json!({ "channel": CHANNEL, "data": { "n": n }, "idempotency_key": n.to_string() });
     let node = &fleet[usize::try_from(n).expect("a small number") % fleet.nodes().len()];
     let succeeded = async || node.api().call("publish", body.clone()).await["result"].is_object();
-    until("a publish to succeed", succeeded).await;
+    until_some_time("a publish to succeed", succeeded).await;
 }
 
 async fn cut(agent: &mut Agent, client: &str, front: &Front) {

@@ -65,13 +65,14 @@ async fn a_server_that_hangs_for_ten_seconds_loses_nothing(kind: Kind) {
     report.expect_nothing_lost();
     for attempt in report.failures() {
         assert_eq!(attempt.outcome, Err(100), "{attempt:?}");
-        assert!(attempt.took < Duration::from_secs(4), "no publish may hang: {attempt:?}");
+        // Two seconds, and some that a machine may stand still.
+        assert!(attempt.took < Duration::from_secs(8), "no publish may hang: {attempt:?}");
     }
 }
 
 async fn a_retry_after_an_unknown_outcome_is_harmless_with_its_key(kind: Kind) {
     let store = kind.volatile();
-    let fleet = Fleet::start(&store.config("command_timeout = \"500ms\""), 2).await;
+    let fleet = Fleet::start(&store.config("command_timeout = \"1s\""), 2).await;
     let mut ann = fleet[1].connect("ann").await;
     ann.subscribe("ledger:a").await;
     for n in 1..=3 {

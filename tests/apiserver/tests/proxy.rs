@@ -1,6 +1,7 @@
 //! The rules that are made of slices do in a kernel what kube-proxy's do: new connections follow the slices, established
 //! ones live on.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -11,7 +12,7 @@ use apiserver::{ApiServer, Options};
 use serde_json::{Value, json};
 
 const FRONT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 1), 80);
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A network namespace with two addresses of pods. It goes with this.
 struct Network(String);
@@ -112,7 +113,8 @@ async fn new_connections_follow_the_slices_and_established_ones_live_on() {
     let server = ApiServer::start(Options::default()).await;
     server.put("endpointslices", "here", "ws-0", slice(&["10.1.0.1"]));
     let mut peer = Peer::start(&network);
-    let _proxy = Proxy::start(server.clone(), "here", "ws", &network.0, FRONT);
+    let proxy = Proxy::start(server.clone(), "here", "ws", &network.0, FRONT);
+    proxy.until_sends_to(&BTreeSet::from([SocketAddrV4::new(Ipv4Addr::new(10, 1, 0, 1), 8000)])).await;
     peer.until_connected_to("10.1.0.1");
     assert_eq!(peer.ask("echo 0"), "still here");
     server.put("endpointslices", "here", "ws-0", slice(&["10.1.0.2"]));

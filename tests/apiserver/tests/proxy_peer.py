@@ -35,7 +35,7 @@ for line in sys.stdin:
     command, *rest = line.split()
     if command == "connect":
         try:
-            made = socket.create_connection(FRONT, timeout=2)
+            made = socket.create_connection(FRONT, timeout=20)
             say(made.recv(100).decode().strip())
             connections.append(made)
         except OSError:

@@ -2,11 +2,11 @@
 
 use backplane::redis::keys::Keys;
 
-use super::sentinel::{cut, is_in_step};
+use super::sentinel::{cut, is_in_step, until_replicated};
 use super::server::Server;
 use super::{PREFIX, VOLATILE, section};
 use crate::ports::free_port;
-use crate::until;
+use crate::{until, until_some_time};
 
 const SLOTS: usize = 16_384;
 
@@ -64,7 +64,7 @@ impl Cluster {
     /// Cuts the link between this primary and its replica. What the primary is given from now on is lost when it ends.
     pub async fn cut_replication(&self, index: usize) {
         let (primary, replica) = (&self.servers[index], &self.servers[index + PRIMARIES]);
-        until("the replica to be in step", async || is_in_step(primary)).await;
+        until_replicated(primary).await;
         cut(primary, replica);
     }
 
@@ -75,7 +75,7 @@ impl Cluster {
         replica.resume();
         let witness = &self.servers[(index + 1) % PRIMARIES];
         let taken_over = async || replica.info("replication", "role") == "master" && is_healthy(witness);
-        until("the replica to take over", taken_over).await;
+        until_some_time("the replica to take over", taken_over).await;
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::server::Server;
 use super::{VOLATILE, section};
 use crate::front::Front;
-use crate::until;
+use crate::{until, until_some_time};
 
 /// The name under which the Sentinels know the primary.
 const NAME: &str = "rooms";
@@ -59,7 +59,7 @@ impl Watched {
 
     /// Cuts the link between the two. What the primary is given from now on is lost when it ends.
     pub async fn cut_replication(&self) {
-        until("the replica to be in step", async || is_in_step(&self.primary)).await;
+        until_replicated(&self.primary).await;
         cut(&self.primary, &self.replica);
     }
 
@@ -67,18 +67,34 @@ impl Watched {
     pub async fn fail_over(&mut self) {
         self.primary.kill();
         self.replica.resume();
-        until("the promotion", async || self.replica.info("replication", "role") == "master").await;
+        // Sentinels that find that their machine stood still do nothing for half a minute.
+        until_some_time("the promotion", async || self.replica.info("replication", "role") == "master").await;
     }
 
     /// The server that was primary comes back as the replica of the one that is.
     pub async fn rejoin(&mut self) {
         self.primary.start_again();
         self.primary.admin(&["REPLICAOF", "127.0.0.1", &self.replica.port().to_string()]);
-        until("the old primary to be in step", async || is_in_step(&self.replica)).await;
+        until_replicated(&self.replica).await;
     }
 }
 
-/// Whether a primary has one replica that has everything.
+/// Waits until the replica of a primary has everything that the primary has now, whatever is written meanwhile. It says
+/// once a second how far it is.
+pub(super) async fn until_replicated(primary: &Server) {
+    let offset: u64 = primary.info("replication", "master_repl_offset").parse().expect("a number");
+    until("the replica to be in step", async || replicated(primary) >= Some(offset)).await;
+}
+
+/// How far the replica of a primary is, if there is one that follows.
+fn replicated(primary: &Server) -> Option<u64> {
+    let text = primary.admin(&["INFO", "replication"]);
+    let mut lines = text.as_str().unwrap_or_default().lines();
+    let replica = lines.find(|line| line.starts_with("slave0:") && line.contains("state=online"))?;
+    replica.split(',').find_map(|field| field.strip_prefix("offset="))?.parse().ok()
+}
+
+/// Whether a primary has one replica that has everything, while nothing is written.
 pub(super) fn is_in_step(primary: &Server) -> bool {
     let offset = primary.info("replication", "master_repl_offset");
     let text = primary.admin(&["INFO", "replication"]);
