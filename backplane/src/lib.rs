@@ -42,6 +42,8 @@ mod record;
 pub mod redis;
 pub mod sessions;
 #[cfg(any(feature = "nats", feature = "redis"))]
+mod standstill;
+#[cfg(any(feature = "nats", feature = "redis"))]
 pub mod tls;
 pub mod types;
 

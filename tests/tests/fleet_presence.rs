@@ -1,13 +1,16 @@
 //! Presence, joins and leaves across nodes.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
-use tests::fleet::Fleet;
+use tests::fleet::{Fleet, node};
 use tests::store::Kind;
 
 tests::on_every_store! {
     every_node_shows_the_members_on_all_nodes
     joins_and_leaves_are_heard_on_all_nodes_once
     members_are_back_when_the_server_has_forgotten_them
+    nobody_leaves_because_everything_stood_still
 }
 
 async fn every_node_shows_the_members_on_all_nodes(kind: Kind) {
@@ -81,6 +84,57 @@ async fn joins_and_leaves_are_heard_on_all_nodes_once(kind: Kind) {
     // Nothing came twice: the next thing is this.
     fleet[1].api().publish("lobby:a", json!("the end")).await;
     assert_eq!(ann.publication("lobby:a").await["data"], json!("the end"));
+}
+
+/// As on a host that is paused: afterwards every lease is older than it may be, and one node is the first to look.
+async fn nobody_leaves_because_everything_stood_still(kind: Kind) {
+    const LEASE: Duration = Duration::from_secs(4);
+    let store = kind.volatile();
+    let way = store.config("lease_ttl = \"4s\"\nlease_interval = \"500ms\"");
+    // The watchers are not read from for long, and so answer no ping.
+    let start = || node(&way).env("EVENKEEL_CLIENT__PING_INTERVAL", "10m").start();
+    let fleet = Fleet::of(vec![start(), start()]).await;
+    let mut watchers = Vec::new();
+    for (node, user) in fleet.nodes().iter().zip(["ann", "bob"]) {
+        let mut watcher = node.connect(user).await;
+        watcher.subscribe("lobby:a").await;
+        watchers.push(watcher);
+    }
+    let all_there = async || {
+        let mut seen = Vec::new();
+        for node in fleet.nodes() {
+            seen.push(node.api().call("presence_stats", json!({ "channel": "lobby:a" })).await);
+        }
+        seen.iter().all(|stats| stats["result"]["num_clients"] == json!(2))
+    };
+    tests::until("both to be there", all_there).await;
+    for node in fleet.nodes() {
+        node.freeze();
+    }
+    store.freeze();
+    // Time has to pass.
+    tokio::time::sleep(LEASE + LEASE / 4).await;
+    store.resume();
+    fleet[0].resume();
+    // The other one comes later, but in time for a lease that began now.
+    tokio::time::sleep(LEASE / 4).await;
+    fleet[1].resume();
+    // Whoever is taken for dead is so within a lease and what it takes to look.
+    let resumed = Instant::now();
+    while resumed.elapsed() < LEASE + LEASE / 2 {
+        tests::until("both to be there again", all_there).await;
+        tokio::time::sleep(LEASE / 10).await;
+    }
+    fleet[0].api().publish("lobby:a", json!("all there")).await;
+    for watcher in &mut watchers {
+        loop {
+            let push = watcher.push().await;
+            assert!(push["leave"].is_null(), "{push}");
+            if push["pub"]["data"] == json!("all there") {
+                break;
+            }
+        }
+    }
 }
 
 async fn members_are_back_when_the_server_has_forgotten_them(kind: Kind) {

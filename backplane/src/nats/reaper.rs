@@ -13,6 +13,7 @@ use super::lease;
 use super::presence::{AT_ONCE, Presence};
 use super::table::Answer;
 use crate::BackplaneError;
+use crate::standstill::Pulse;
 
 /// Entries of a dead lease that are taken at a time.
 const REAPED_PER_STEP: usize = 256;
@@ -44,6 +45,10 @@ impl Presence {
                 return Ok(());
             }
             let is_over = known.is_ended() || may_end && !known.is_alive(now);
+            if is_over && !self.may_reap() {
+                // Everything stood still since this began.
+                return Ok(());
+            }
             if is_over && self.call(lease::end(&self.table, &ready, known)).await? {
                 self.reap_lease(known.id).await?;
             } else {
@@ -85,6 +90,11 @@ impl Presence {
         Ok(())
     }
 
+    /// What others left behind is not removed for a while, as they may have had no time to renew it.
+    fn grant_time(&self) {
+        self.local.lock().unwell = Some(Instant::now());
+    }
+
     /// Whether what others left behind may be removed: after an outage everybody gets the time to come back.
     fn may_reap(&self) -> bool {
         let local = self.local.lock();
@@ -101,14 +111,20 @@ pub(super) async fn look_after(presence: Weak<Presence>, interval: Duration) {
 async fn reap_lingering(presence: Weak<Presence>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pulse = None;
     loop {
         ticks.tick().await;
         let Some(presence) = presence.upgrade() else { return };
+        let pulse = pulse.get_or_insert_with(|| Pulse::new(presence.ttl, interval));
+        if pulse.stood_still() {
+            presence.grant_time();
+        }
         if presence.may_reap()
             && let Err(error) = presence.reap_lingering().await
         {
             tracing::debug!(%error, "presence of clients that did not come back is not removed yet");
         }
+        pulse.beat();
     }
 }
 
@@ -117,31 +133,40 @@ async fn reap_lingering(presence: Weak<Presence>, interval: Duration) {
 async fn maintain(presence: Weak<Presence>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut well_since = Instant::now();
+    let began = Instant::now();
+    let mut pulse = None;
     let mut work = JoinSet::new();
     loop {
         ticks.tick().await;
         let Some(presence) = presence.upgrade() else { return };
         let was_well = presence.local.lock().wanted.is_none();
-        match presence.call(presence.renew()).await {
+        let pulse = pulse.get_or_insert_with(|| Pulse::new(presence.ttl, interval));
+        if pulse.stood_still() {
+            tracing::warn!("presence was not looked after for long: nobody is taken for dead for a while");
+            presence.grant_time();
+        }
+        let renewed = presence.call(presence.renew()).await;
+        if pulse.stood_still() {
+            presence.grant_time();
+        }
+        pulse.beat();
+        match renewed {
             Ok(true) => {}
             Ok(false) => {
                 if was_well {
                     tracing::warn!("the presence lease was gone or the data set changed: presence is registered anew");
                 }
-                well_since = Instant::now();
-                presence.local.lock().unwell = Some(well_since);
+                presence.grant_time();
             }
             Err(error) => {
                 tracing::debug!(%error, "the presence lease could not be renewed");
-                well_since = Instant::now();
-                presence.local.lock().unwell = Some(well_since);
+                presence.grant_time();
             }
         }
         while work.try_join_next().is_some() {}
         if work.is_empty() {
-            // After an outage the leases of living nodes may have ended; each gets the time to come back.
-            let may_end = well_since.elapsed() >= presence.ttl;
+            // At the start, too, the leases of living nodes may have ended; each gets the time to come back.
+            let may_end = began.elapsed() >= presence.ttl;
             work.spawn(async move {
                 let done = async {
                     // One interval ago, or longer.

@@ -31,6 +31,7 @@ use super::keys::{ChannelKeys, Keys};
 use super::lingering::{self, Buckets, is_bucket, is_shown};
 use super::{lineage, millis};
 use crate::record::{Record, decode, encode_presence};
+use crate::standstill::Pulse;
 use crate::{BackplaneError, ChannelName, ClientId, ClientInfo, PresenceEvent, PresenceStats, UserId};
 
 static REAP: Script = script!("reap.lua");
@@ -463,6 +464,9 @@ impl Presence {
             }
             if self.is_alive(lease).await? {
                 living += 1;
+            } else if !self.may_reap() {
+                // Everything stood still since this began.
+                return Ok(());
             } else {
                 self.reap_lease(lease).await?;
                 let row = lease.simple().to_string();
@@ -480,6 +484,11 @@ impl Presence {
             lingering::forget(&self.commands, &self.keys, bucket).await?;
         }
         Ok(())
+    }
+
+    /// What others left behind is not removed for a while, as they may have had no time to renew it.
+    fn grant_time(&self) {
+        self.local.lock().unwell = Some(Instant::now());
     }
 
     /// Whether what others left behind may be removed: after an outage everybody gets the time to come back.
@@ -572,14 +581,20 @@ pub(super) async fn look_after(presence: Weak<Presence>, interval: Duration) {
 async fn reap_buckets(presence: Weak<Presence>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pulse = None;
     loop {
         ticks.tick().await;
         let Some(presence) = presence.upgrade() else { return };
+        let pulse = pulse.get_or_insert_with(|| Pulse::new(presence.ttl, interval));
+        if pulse.stood_still() {
+            presence.grant_time();
+        }
         if presence.may_reap()
             && let Err(error) = presence.reap_buckets().await
         {
             tracing::debug!(%error, "presence of clients that did not come back is not removed yet");
         }
+        pulse.beat();
     }
 }
 
@@ -588,36 +603,45 @@ async fn reap_buckets(presence: Weak<Presence>, interval: Duration) {
 async fn maintain(presence: Weak<Presence>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut well_since = Instant::now();
+    let began = Instant::now();
+    let mut pulse = None;
     let mut work = JoinSet::new();
     loop {
         ticks.tick().await;
         let Some(presence) = presence.upgrade() else { return };
         let was_well = presence.local.lock().wanted.is_none();
-        match presence.renew().await {
+        let pulse = pulse.get_or_insert_with(|| Pulse::new(presence.ttl, interval));
+        if pulse.stood_still() {
+            tracing::warn!("presence was not looked after for long: nobody is taken for dead for a while");
+            presence.grant_time();
+        }
+        let renewed = presence.renew().await;
+        if pulse.stood_still() {
+            presence.grant_time();
+        }
+        pulse.beat();
+        match renewed {
             Ok(true) => {}
             Ok(false) => {
                 if was_well {
                     tracing::warn!("the presence lease was gone or the data set changed: presence is registered anew");
                 }
-                well_since = Instant::now();
-                presence.local.lock().unwell = Some(well_since);
+                presence.grant_time();
             }
             Err(error) => {
                 tracing::debug!(%error, "the presence lease could not be renewed");
-                well_since = Instant::now();
-                presence.local.lock().unwell = Some(well_since);
+                presence.grant_time();
             }
         }
         while work.try_join_next().is_some() {}
         if work.is_empty() {
-            // After an outage the leases of living nodes may have ended; each gets the time to come back.
-            let may_reap = well_since.elapsed() >= presence.ttl;
+            // At the start, too, the leases of living nodes may have ended; each gets the time to come back.
+            let is_old = began.elapsed() >= presence.ttl;
             work.spawn(async move {
                 let done = async {
                     presence.register_entries().await?;
                     presence.clear_up().await?;
-                    if may_reap { presence.reap().await } else { Ok(()) }
+                    if is_old && presence.may_reap() { presence.reap().await } else { Ok(()) }
                 };
                 if let Err(error) = done.await {
                     tracing::debug!(%error, "presence is not in order yet");
