@@ -360,8 +360,13 @@ impl NodeMeters {
         }
     }
 
-    pub(crate) fn connections(&self, connections: usize) {
-        self.connections.set(connections as f64);
+    /// Shards count at the same time, so each adds its own instead of setting what it saw.
+    pub(crate) fn connection_opened(&self) {
+        self.connections.increment(1.0);
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        self.connections.decrement(1.0);
     }
 
     pub(crate) fn published(&self, took: Duration, acknowledged: bool) {

@@ -362,13 +362,13 @@ impl Node {
 
     pub(crate) fn connection_opened(&self) {
         self.placing.count_accepted();
-        let connections = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        self.meters.connections(connections);
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.meters.connection_opened();
     }
 
     pub(crate) fn connection_closed(&self) {
-        let connections = self.connections.fetch_sub(1, Ordering::Relaxed) - 1;
-        self.meters.connections(connections);
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.meters.connection_closed();
     }
 
     // --- channels ---
