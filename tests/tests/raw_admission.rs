@@ -228,6 +228,11 @@ async fn handshakes_that_hang_leave_room_for_the_api() {
     };
     assert_eq!(full.len(), 10);
     api.publish("chat:a", json!(3)).await;
+    // Whoever comes now is refused unheard.
+    let refused = async || gateway.metric("gateway_connects_total{result=\"overloaded\"}").await;
+    let before = refused().await;
+    retry_after(&crowded().await);
+    assert!(refused().await > before);
     drop(hanging);
     until("room again", async || crowded().await.status == 101).await;
 }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::AdmissionSettings;
 use super::bucket::Bucket;
@@ -23,6 +23,7 @@ pub struct Gate {
     handshakes: Cell<usize>,
     others: Cell<usize>,
     waiting: Cell<usize>,
+    upgraded_at: Cell<Instant>,
     bucket: RefCell<Bucket>,
 }
 
@@ -38,6 +39,7 @@ impl Gate {
             handshakes: Cell::new(0),
             others: Cell::new(0),
             waiting: Cell::new(0),
+            upgraded_at: Cell::new(Instant::now()),
             bucket: RefCell::new(Bucket::new(settings.rate, settings.ramp)),
         })
     }
@@ -56,9 +58,16 @@ impl Gate {
         self.handshakes.get() > self.in_flight_max
     }
 
-    /// Whether one more handshake may be under way.
-    pub fn has_room(&self) -> bool {
-        self.handshakes.get() < self.in_flight_max
+    /// Whether a handshake may begin with a connection that has waited for so long. While as many are under way as may be, it
+    /// waits for one of them to end, as long as clients get in: a crowd of which nobody gets in for `patience` is none of
+    /// clients, and behind it may be calls of the API, for which there is room.
+    pub fn may_begin(&self, waited: Duration, patience: Duration) -> bool {
+        self.handshakes.get() < self.in_flight_max || waited.min(self.upgraded_at.get().elapsed()) >= patience
+    }
+
+    /// Notes that a client got in.
+    pub fn upgraded(&self) {
+        self.upgraded_at.set(Instant::now());
     }
 
     /// Whether not even a refusal can be afforded: a quarter more than the bound. Between the two, connections are
@@ -155,6 +164,22 @@ mod tests {
         assert!(late.may_upgrade(), "there is room again");
         let after = gate.admit();
         assert!(late.may_upgrade() && second.may_upgrade() && !after.may_upgrade());
+    }
+
+    #[test]
+    fn a_crowd_is_waited_for_as_long_as_clients_get_in() {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let gate = Gate::new(1, &AdmissionSettings::default());
+        assert!(gate.may_begin(Duration::ZERO, PATIENCE), "there is room");
+        let slot = gate.admit();
+        assert!(!gate.may_begin(Duration::ZERO, PATIENCE));
+        gate.upgraded_at.set(Instant::now().checked_sub(2 * PATIENCE).expect("the machine is up for longer"));
+        assert!(!gate.may_begin(PATIENCE / 2, PATIENCE), "it has not waited for long");
+        assert!(gate.may_begin(PATIENCE, PATIENCE), "nobody gets in");
+        gate.upgraded();
+        assert!(!gate.may_begin(PATIENCE, PATIENCE), "they do get in");
+        drop(slot);
+        assert!(gate.may_begin(Duration::ZERO, PATIENCE));
     }
 
     #[test]

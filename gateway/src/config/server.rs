@@ -81,10 +81,11 @@ pub struct Handshake {
     pub header_timeout: Duration,
     /// The longest head of a request.
     pub header_bytes: usize,
-    /// Handshakes under way per shard; above it the answer is 503. As many other connections (calls of the API on the
+    /// Handshakes under way per shard; above it who comes waits, and where nobody gets in the answer is 503. As many other connections (calls of the API on the
     /// public listener) may be open beside them.
     pub in_flight: usize,
-    /// Connections per shard that may wait until a handshake with them begins; more stay with the kernel.
+    /// Connections per shard that may wait until a handshake with them begins, beside the few that are taken at once in any
+    /// case; more stay with the kernel.
     pub queue_len: usize,
     /// How long they may wait; then the answer is 503.
     pub queue_timeout: Duration,
@@ -247,8 +248,8 @@ pub(super) fn handshake(root: &mut Section<'_>) -> Handshake {
         // hyper keeps at least 8 KiB of a head; tokens in the address or cookies need a few KiB.
         header_bytes: section.size("header_bytes", 16 << 10, 8 << 10..=1 << 20),
         in_flight: section.count("in_flight", 512, 1..=1_000_000),
-        // Two seconds of handshakes of a fast core. Who waits costs us some hundred bytes, and the kernel what it would have cost
-        // it in its own queue.
+        // Two seconds of handshakes of a fast core. Who waits costs us some hundred bytes, and the kernel what it would have
+        // cost it in its own queue.
         queue_len: section.count("queue_len", 16_384, 0..=1_000_000),
         // SDKs give up an attempt after 5 s. Who waited for less than half of it can still become connected.
         queue_timeout: section.duration("queue_timeout", 2 * SECOND, Duration::from_millis(100)..=MINUTE),

@@ -1,6 +1,6 @@
 //! One listener per shard on the same port (SO_REUSEPORT), and the loop that begins a handshake with each who comes.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,20 +29,22 @@ use crate::config::Handshake;
 use crate::metrics::CONNECTS;
 use crate::node::Node;
 
-/// Connections the kernel may hold for us until we take them, as far as it allows. A reconnect storm arrives within
-/// milliseconds.
-const BACKLOG: i32 = 4096;
+/// Connections the kernel may hold for us until we take them: as many as it allows (`net.core.somaxconn`). A reconnect storm
+/// arrives within milliseconds.
+const BACKLOG: i32 = 65_535;
 
-/// Handshakes begun before those that are under way get their turn. In a storm many more wait: to begin them all at once would
-/// crowd the others, and most would have to be refused.
+/// Handshakes begun before those that are under way get their turn. In a storm many more wait: to begin them all at once
+/// would crowd the others, and most would have to be refused.
 const BEGUN_PER_TURN: usize = 16;
 
-/// How long a connection waits for one of the handshakes under way to end. A crowd that lasts is none of clients, and behind it
-/// may be calls of the API, for which there is room.
+/// How long nobody may get in before a connection does not wait any longer for one of the handshakes under way to end.
 const CROWD_PATIENCE: Duration = Duration::from_millis(250);
 
 /// How often it is looked whether one has ended.
 const CROWD_PAUSE: Duration = Duration::from_millis(1);
+
+/// Reads of 4 KiB from who is refused: as much as the longest head of a request by default.
+const REFUSED_READS: usize = 4;
 
 /// Pause when the process is out of descriptors: accepting again at once would only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -144,9 +146,12 @@ impl Acceptor {
 
     /// Begins with those that have waited longest. True when the next one has to wait for others to end.
     fn begin_some(&self, arrivals: &mut Arrivals) -> bool {
+        let timeout = self.options.handshake.queue_timeout;
+        // Who is in time for the end of it must not be too late then.
+        let patience = CROWD_PATIENCE.min(timeout / 2);
         for _ in 0..BEGUN_PER_TURN {
             let Some(waited) = arrivals.waited() else { break };
-            if !self.gate.has_room() && waited < CROWD_PATIENCE {
+            if waited <= timeout && !self.gate.may_begin(waited, patience) {
                 return true;
             }
             if let Some(arrival) = arrivals.take() {
@@ -156,20 +161,21 @@ impl Acceptor {
         false
     }
 
-    /// How many connections may wait: what the configuration says, as far as there are descriptors. Each of them takes the
-    /// place of a client that may still come.
+    /// How many connections may wait: what the configuration says, as far as there are descriptors, since each of them takes
+    /// the place of a client that may still come; and as many as are begun at once in any case.
     fn may_wait(&self) -> usize {
         let AcceptorOptions { node, handshake, shards, .. } = &*self.options;
-        handshake.queue_len.min(node.room() / shards)
+        handshake.queue_len.min(node.room() / shards).max(BEGUN_PER_TURN)
     }
 
     fn begin(&self, arrival: Arrival) {
         let Self { options, gate } = self;
-        // Who has waited for long may have given up, and to begin with everybody too late would be in vain for all of them.
+        // Who has waited for long may have given up; to begin with everybody too late would be in vain for all of them.
         let is_late = arrival.waited() > options.handshake.queue_timeout;
         // No TLS handshake for a connection that would be refused after it.
         if is_late || gate.is_full() || (options.tls.is_some() && !options.node.has_room()) {
             metrics::counter!(CONNECTS, "result" => "overloaded").increment(1);
+            options.node.placing.count_refused();
             if options.tls.is_none() {
                 refuse(arrival.stream);
             }
@@ -244,14 +250,20 @@ fn busy() -> Response {
 
 /// Tells a peer that it has to come back, as far as its socket takes it at once.
 fn refuse(stream: TcpStream) {
-    if let Ok(mut stream) = stream.into_std() {
-        let after = retry_after();
-        let after = after.to_str().unwrap_or("2");
-        let _ = write!(
-            stream,
-            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {after}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        );
+    let Ok(mut stream) = stream.into_std() else { return };
+    // A socket that is closed with something unread sends a reset, which may overtake the answer.
+    let mut request = [0; 4096];
+    for _ in 0..REFUSED_READS {
+        if !stream.read(&mut request).is_ok_and(|read| read == request.len()) {
+            break;
+        }
     }
+    let after = retry_after();
+    let after = after.to_str().unwrap_or("2");
+    let _ = write!(
+        stream,
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {after}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    );
 }
 
 fn is_about_one_connection(error: &io::Error) -> bool {

@@ -1,8 +1,9 @@
 //! Sockets: accepting them, upgrading HTTP to WebSocket, reading and writing frames.
 //!
-//! [`accept`] binds and accepts, who has to wait for it does so in [`arrivals`], [`proxy_protocol`] and [`client_address`] find out who the client is ([`network`] is how
-//! operators write addresses), [`upgrade`] is the HTTP side of the handshake, [`wire`] reads client frames with
-//! tungstenite, [`frame`] writes server frames, [`socket`] is the byte stream with its bounded queue.
+//! [`accept`] binds and accepts, who has to wait for it does so in [`arrivals`], [`proxy_protocol`] and [`client_address`]
+//! find out who the client is ([`network`] is how operators write addresses), [`upgrade`] is the HTTP side of the
+//! handshake, [`wire`] reads client frames with tungstenite, [`frame`] writes server frames, [`socket`] is the byte stream
+//! with its bounded queue.
 
 pub mod accept;
 pub mod arrivals;

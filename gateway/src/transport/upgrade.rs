@@ -53,7 +53,12 @@ pub async fn websocket(State(node): State<Arc<Node>>, mut request: Request) -> R
             tokio::task::spawn_local(async move {
                 match tokio::time::timeout(HANDOVER_TIMEOUT, upgrade).await {
                     Ok(Ok(upgraded)) => match split(upgraded) {
-                        Some((stream, first_bytes)) => shard.adopt(stream, encoding, &first_bytes, arrival),
+                        Some((stream, first_bytes)) => {
+                            if let Some(gate) = Gate::current() {
+                                gate.upgraded();
+                            }
+                            shard.adopt(stream, encoding, &first_bytes, arrival);
+                        }
                         None => tracing::error!("an upgraded stream is neither TCP nor TLS"),
                     },
                     Ok(Err(error)) => tracing::debug!(%error, "the peer left during the handshake"),
