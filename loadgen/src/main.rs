@@ -12,7 +12,6 @@ use loadgen::scenario::fanout::{self, FanoutOptions};
 use loadgen::scenario::limit::{self, LimitCommand};
 use loadgen::scenario::options::ClientOptions;
 use loadgen::scenario::outage::{self, OutageOptions};
-use loadgen::scenario::process;
 use loadgen::scenario::resume::{self, ResumeOptions};
 use loadgen::scenario::rolling::{self, RollingOptions};
 use loadgen::scenario::scaleout::{self, ScaleoutOptions};
@@ -57,10 +56,7 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    // That one starts nothing, and is itself ended by who started it.
-    let starts_nothing = matches!(cli.scenario, Scenario::Limit(LimitCommand::Serve(_)));
-    let guarded = if starts_nothing { Ok(()) } else { process::end_together(COULD_NOT_RUN.into()) };
-    match guarded.and_then(|()| run(&cli.scenario)) {
+    match run(&cli.scenario) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -202,40 +202,6 @@ pub fn signal(pid: u32, signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the signals by which a process is asked to end (SIGTERM, SIGINT, SIGHUP) wait for [`next_end`], instead of ending the
-/// calling thread and those that it starts later. Processes that it starts are not affected.
-pub fn hold_ends() -> io::Result<()> {
-    let ends = ends();
-    // SAFETY: the set is valid for reading, and the former one is not asked for.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const ends, std::ptr::null_mut()) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-/// Waits until the process is asked to end; the number of the signal.
-pub fn next_end() -> io::Result<i32> {
-    let ends = ends();
-    let mut signal = 0;
-    // SAFETY: the set is valid for reading, and the number for writing.
-    match unsafe { libc::sigwait(&raw const ends, &raw mut signal) } {
-        0 => Ok(signal),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-fn ends() -> libc::sigset_t {
-    // SAFETY: an all-zero set is overwritten by the empty one, and the signals exist, so no call can fail.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            libc::sigaddset(&raw mut set, signal);
-        }
-        set
-    }
-}
-
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -121,35 +121,6 @@ fn the_limit_server_delivers_everything_once_and_reports() {
 }
 
 #[test]
-fn who_ends_loadgen_ends_what_it_has_started() {
-    let run = ["limit", "run", "-n", "2", "--rate", "1", "--duration", "600"];
-    let mut loadgen = Command::new(env!("CARGO_BIN_EXE_loadgen")).args(run).spawn().expect("loadgen runs");
-    let pid = loadgen.id();
-    let children = || -> Vec<String> {
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").flatten();
-        let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-        lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
-    };
-    let runs = |child: &str| {
-        let Ok(state) = std::fs::read_to_string(format!("/proc/{child}/stat")) else { return false };
-        !state.contains(") Z ")
-    };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let mut started = Vec::new();
-    while started.is_empty() {
-        assert!(Instant::now() < deadline, "the server was not started");
-        started = children();
-    }
-    let ended = Command::new("kill").arg(pid.to_string()).status().expect("kill is there");
-    assert!(ended.success());
-    assert_eq!(loadgen.wait().expect("it ends").code(), Some(3));
-    while started.iter().any(|child| runs(child)) {
-        assert!(Instant::now() < deadline, "{started:?} run on");
-        std::thread::yield_now();
-    }
-}
-
-#[test]
 fn compare_takes_turns_with_messages_of_the_same_length() {
     let server = Fake::start(Fault::None);
     let pid = std::process::id().to_string();

@@ -1,10 +1,8 @@
 //! Server processes a scenario starts itself.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,42 +15,6 @@ use crate::{procfs, sys};
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a server may take to end once asked to.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long servers may take to end when loadgen itself was told to.
-const END_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Ids of the processes that were started and not waited for yet. Held by whoever starts one or waits for one, so that no id in
-/// it is that of another process.
-static CHILDREN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
-
-fn children() -> MutexGuard<'static, BTreeSet<u32>> {
-    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// When this process is asked to end, it ends what it has started first, and exits with this code. To be called before other
-/// threads are started.
-///
-/// # Errors
-/// When signals cannot be held back, or no thread can be started.
-pub fn end_together(code: i32) -> Result<()> {
-    sys::hold_ends().context("cannot hold signals back")?;
-    let end = move || {
-        let Ok(signal) = sys::next_end() else { return };
-        eprintln!("loadgen: ended by signal {signal}");
-        // Not given back: nothing more is started.
-        let children = children();
-        let ask = |signal| children.iter().for_each(|pid| drop(sys::signal(*pid, signal)));
-        ask(Signal::Terminate);
-        let deadline = Instant::now() + END_PATIENCE;
-        while children.iter().any(|pid| procfs::is_running(*pid)) && Instant::now() < deadline {
-            pause();
-        }
-        ask(Signal::Kill);
-        std::process::exit(code);
-    };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(end).context("cannot start a thread")?;
-    Ok(())
-}
 
 /// A child process that does not outlive this value.
 pub struct Server {
@@ -71,13 +33,9 @@ impl Server {
             if let Some(core) = core {
                 sys::pin_thread(0, core)?;
             }
-            let mut children = children();
-            let child = command.spawn()?;
-            children.insert(child.id());
-            Ok(child)
+            command.spawn()
         };
-        let spawned: std::io::Result<Child> =
-            std::thread::spawn(spawn).join().map_err(|_| anyhow::anyhow!("the spawning thread panicked"))?;
+        let spawned = std::thread::spawn(spawn).join().map_err(|_| anyhow::anyhow!("the spawning thread panicked"))?;
         Ok(Self { child: spawned.with_context(|| format!("cannot start `{name}`"))?, name })
     }
 
@@ -90,7 +48,7 @@ impl Server {
     pub fn wait_until_listening(&mut self, address: SocketAddr) -> Result<()> {
         let deadline = Instant::now() + START_PATIENCE;
         while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
-            if let Some(status) = self.ended()? {
+            if let Some(status) = self.child.try_wait()? {
                 bail!("`{}` ended with {status} before it listened on {address}; run it by hand to see why", self.name);
             }
             if Instant::now() > deadline {
@@ -114,21 +72,11 @@ impl Server {
         Ok((line, output))
     }
 
-    /// How it has ended, if it has.
-    fn ended(&mut self) -> std::io::Result<Option<ExitStatus>> {
-        let mut children = children();
-        let status = self.child.try_wait()?;
-        if status.is_some() {
-            children.remove(&self.child.id());
-        }
-        Ok(status)
-    }
-
     /// Waits for the process to end by itself.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(status) = self.ended()? {
+            if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
             if Instant::now() > deadline {
@@ -141,16 +89,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if matches!(self.ended(), Ok(Some(_))) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
         let asked = sys::signal(self.child.id(), Signal::Terminate).is_ok();
         if !asked || self.wait(STOP_PATIENCE).is_err() {
             // It did not listen to the polite request; errors mean that it is gone.
             let _ = self.child.kill();
-            let mut children = children();
             let _ = self.child.wait();
-            children.remove(&self.child.id());
         }
     }
 }
