@@ -81,8 +81,8 @@ pub struct Handshake {
     pub header_timeout: Duration,
     /// The longest head of a request.
     pub header_bytes: usize,
-    /// Handshakes under way per shard; above it who comes waits, and where nobody gets in the answer is 503. As many other connections (calls of the API on the
-    /// public listener) may be open beside them.
+    /// Handshakes under way per shard; above it who comes waits, and where nobody gets in the answer is 503. As many other
+    /// connections (calls of the API on the public listener) may be open beside them.
     pub in_flight: usize,
     /// Connections per shard that may wait until a handshake with them begins, beside the few that are taken at once in any
     /// case; more stay with the kernel.
